@@ -1,0 +1,115 @@
+"""The arrows between rooms, one type each: upload -> Pixels -> Encoded -> HostReply of Hits -> Found -> Answer.
+
+Shape letters: H, W pixels; C channels; V views (0 upright, 1 mirrored; originals keep the upright one alone);
+D embedding (256); N cells (14 x 14 = 196, row-major); F features of a cell (32).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes3 = NDArray[np.uint8]
+Int8 = NDArray[np.int8]
+
+EMBEDDING_DIM = 256
+CELL_GRID = 14
+CELL_COUNT = CELL_GRID * CELL_GRID
+CELL_DIM = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pixels:
+    """A decoded picture at working size. Nothing behind this type ever sees the uploaded bytes again."""
+
+    rgb_HWC: Bytes3
+    """uint8, EXIF-rotated, long side at most 512 (never enlarged)."""
+    width: int
+    """Full size in pixels, after EXIF rotation."""
+    height: int
+    sha256: str
+    """Hex digest of the uploaded bytes."""
+    format: str
+    """JPEG, PNG, WEBP or GIF."""
+    notes: tuple[str, ...] = ()
+    """What a person should know, e.g. that only the first of several frames was used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """What the encoder says of a picture: int8 under one global scale each (design.md, Exactness)."""
+
+    embedding_VD: Int8
+    """[V, 256]; a dot product of two rows stays under 2**24 and is exact in float32 in any order."""
+    cells_VNF: Int8 | None
+    """[V, 196, 32] local descriptors; None asks for no verification."""
+    featureless: bool
+    """True for a picture with nothing in it to recognise (all white, pure noise); its verdict is inconclusive."""
+    weights: str
+    """Digest of the weights that made it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardQuery:
+    """One question to the shards, every default resolved: hosts decide nothing."""
+
+    encoded: Encoded
+    shortlist: int
+    """Nearest images to return, before verification orders them."""
+    nprobe: int
+    """Lists to probe; 0 searches every list."""
+    filter: str | None = None
+    as_of: int | None = None
+    min_version: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    """One image that a host found near. Order everywhere: (refined_distance, image_id)."""
+
+    row: int
+    image_id: str
+    distance: float
+    refined_distance: float
+    match: float | None = None
+    mirrored: bool = False
+    """The mirrored view of the query is the one that matched."""
+    affine: tuple[float, ...] | None = None
+    """a, b, c, d, e, f of the verified map, (x, y) -> (ax + by + c, dx + ey + f), from the matching view of the query
+    to the original, both in 0..1 of their own width and height; None where nothing was verified."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostReply:
+    """What one host answers to one ShardQuery."""
+
+    hits: tuple[Hit, ...]
+    """At most ``shortlist``, in order."""
+    images_searched: int
+    """Live images (under filter and as_of) in the units that this host answered for."""
+    images_total: int
+    """Live images (under filter and as_of) that the catalog holds at ``seq``, over all hosts."""
+    seq: int
+    """The commit up to which this host has read."""
+    live_by_rank: NDArray[np.int64] | None = None
+    """Under a codec: live rows in each inverted list, in the query's own order of lists (nearest first). The merger sums
+    them over hosts to decide how many lists an answer must probe, so that the answer does not depend on the split."""
+    nprobe: int = 0
+    codec: str = "exact"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The merged shortlist of all hosts."""
+
+    hits: tuple[Hit, ...]
+    images_searched: int
+    images_total: int
+    missing_hosts: tuple[str, ...]
+    seq: int
+    nprobe: int
+    codec: str
+    notes: tuple[str, ...] = ()
+    timings_ms: dict[str, float] = field(default_factory=dict)
