@@ -1,6 +1,6 @@
-"""One tree of settings: defaults here, then a YAML file, then ``STEMMA_SECTION__KEY`` variables, then ``--set a.b=c``.
+"""One tree of settings: defaults here, a YAML file, ``STEMMA_SECTION__KEY`` variables, ``--set a.b=c``; the later wins.
 
-Unknown keys are refused with the nearest known one. Every bound of the system is a named field below, with its unit last.
+Unknown keys are refused with the nearest known one. Every bound of the system is a named field below, its unit last.
 """
 
 from __future__ import annotations
@@ -154,11 +154,11 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the library calls this by keyword
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # A YAML file comes in as init arguments, so variables must win over them; --set is merged last, in load().
         return env_settings, init_settings
@@ -174,7 +174,8 @@ def load(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Setti
         base = Settings(**tree)
         changed = _merge(base.model_dump(), _parse_overrides(overrides))
         # The environment has had its say in `base`; validating plain data keeps it from overruling --set.
-        return Settings.model_construct(**{name: _section(name, value) for name, value in changed.items()})
+        sections: dict[str, Any] = {name: _section(name, value) for name, value in changed.items()}
+        return Settings.model_construct(None, **sections)
     except ValidationError as error:
         raise _refusal(error) from error
 

@@ -94,8 +94,8 @@ class HostReply:
     seq: int
     """The commit up to which this host has read."""
     live_by_rank: NDArray[np.int64] | None = None
-    """Under a codec: live rows in each inverted list, in the query's own order of lists (nearest first). The merger sums
-    them over hosts to decide how many lists an answer must probe, so that the answer does not depend on the split."""
+    """Under a codec: live rows in each inverted list, in the query's own order of lists (nearest first). The merger
+    sums them over hosts to decide how many lists to probe, so that the answer does not depend on the split."""
     nprobe: int = 0
     codec: str = "exact"
 
