@@ -1,7 +1,7 @@
 """The way of a query, top to bottom: look up, decode, encode, search, verify, decide, answer.
 
-``answer`` is the whole of it for one picture, over the protocols below. Embedded ones (``stemma/collection.py``) compute
-in the calling thread; served ones (``serving/engine.py``) coalesce concurrent calls behind the ``await``. Both give the
+``answer`` is the whole of it for one picture, over the protocols below. Embedded ones (``stemma/embedded.py``) compute in
+the calling thread; served ones (``serving/engine.py``) coalesce concurrent calls behind the ``await``. Both give the
 same answer, so the one-process collection is the oracle of every distributed test.
 """
 
@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from stemma.api import Answer, Ask, Candidate, Coverage, Metadata, Used, Verdict, Versions
@@ -74,6 +74,17 @@ class Plan:
     deadline_ms: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The verdict on one picture."""
+
+    verdict: Verdict
+    confidence: float
+    original: bool = False
+    """The first candidate is the original."""
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(slots=True)
 class Stages:
     """Wall time by stage, and the time that is left of a deadline. Stages do not overlap."""
@@ -115,7 +126,8 @@ async def answer(image: bytes, ask: Ask, engine: Engine, *, query_id: str | None
     with stages.stage("identity"):
         identical = await engine.shards.identical(hashlib.sha256(image).hexdigest(), plan)
     if identical is not None:
-        return await _conclude(query_id, "identical", 1.0, identical, (), plan, engine, stages)
+        decision = Decision(verdict="identical", confidence=1.0, original=True)
+        return await _conclude(query_id, decision, identical, (), plan, engine, stages)
 
     with stages.stage("decode"):
         pixels = await engine.decoder.decode(image)
@@ -125,8 +137,8 @@ async def answer(image: bytes, ask: Ask, engine: Engine, *, query_id: str | None
         found = await engine.shards.search(_shard_query(encoded, plan, engine.settings), stages.left_ms())
 
     found = rank(found)
-    verdict, confidence, notes = decide(found, encoded, engine.card)
-    return await _conclude(query_id, verdict, confidence, found, (*pixels.notes, *notes), plan, engine, stages)
+    decision = decide(found, encoded, engine.card)
+    return await _conclude(query_id, decision, found, pixels.notes, plan, engine, stages)
 
 
 def resolve(ask: Ask, settings: Settings) -> Plan:
@@ -172,36 +184,26 @@ def rank(found: Found) -> Found:
     def order(hit: Hit) -> tuple[float, float, str]:
         return (-(hit.match or 0.0), hit.refined_distance, hit.image_id)
 
-    return Found(**{**_fields(found), "hits": tuple(sorted(found.hits, key=order))})
+    return replace(found, hits=tuple(sorted(found.hits, key=order)))
 
 
-def _fields(found: Found) -> dict[str, object]:
-    return {name: getattr(found, name) for name in found.__dataclass_fields__}
-
-
-def decide(found: Found, encoded: Encoded, card: Card) -> tuple[Verdict, float, tuple[str, ...]]:
-    """Verdict, confidence and notes, by the first rule of design.md that fits.
+def decide(found: Found, encoded: Encoded, card: Card) -> Decision:
+    """What the evidence says, by the first rule of design.md that fits.
 
     The threshold and the probability of a match are fitted on the calibration photographs and stand in the card.
     """
     if encoded.featureless:
-        return "inconclusive", 0.0, (FEATURELESS,)
-    best = found.hits[0].match if found.hits else None
-    probability = card.match_probability(best or 0.0)
-    if best is not None and best >= card.match_threshold:
-        return "inconclusive", probability, (NOT_COMPARED,)
-    return "unknown", 1.0 - probability, ()
-
-
-def is_found(answer: Answer) -> bool:
-    """True when the answer names an original."""
-    return answer.original is not None
+        return Decision(verdict="inconclusive", confidence=0.0, notes=(FEATURELESS,))
+    best = (found.hits[0].match if found.hits else None) or 0.0
+    probability = card.match_probability(best)
+    if best >= card.match_threshold:
+        return Decision(verdict="inconclusive", confidence=probability, original=True, notes=(NOT_COMPARED,))
+    return Decision(verdict="unknown", confidence=1.0 - probability)
 
 
 async def _conclude(
     query_id: str,
-    verdict: Verdict,
-    confidence: float,
+    decision: Decision,
     found: Found,
     notes: tuple[str, ...],
     plan: Plan,
@@ -221,12 +223,11 @@ async def _conclude(
         )
         for hit, known in zip(winners, metadata, strict=True)
     )
-    named = verdict == "identical" or NOT_COMPARED in notes
     return Answer(
         query_id=query_id,
-        verdict=verdict,
-        confidence=confidence,
-        original=candidates[0] if named else None,
+        verdict=decision.verdict,
+        confidence=decision.confidence,
+        original=candidates[0] if decision.original else None,
         candidates=candidates,
         coverage=Coverage(
             complete=found.images_searched == found.images_total and not found.missing_hosts,
@@ -236,7 +237,7 @@ async def _conclude(
         ),
         used=Used(k=plan.k, nprobe=found.nprobe, reranked=0, exact=found.codec == "exact", filter=plan.filter),
         versions=Versions(seq=found.seq, codec=found.codec, weights=engine.card.digest),
-        notes=(*found.notes, *notes),
+        notes=(*found.notes, *notes, *decision.notes),
         timings_ms={
             **stages.timings_ms,
             **found.timings_ms,
