@@ -7,6 +7,7 @@ D embedding (256); N cells (14 x 14 = 196, row-major); F features of a cell (32)
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,15 @@ class ShardQuery:
     min_version: int | None = None
 
 
+class Unit(NamedTuple):
+    """What is placed on a host as a whole: a sealed segment, or a block of the tail. Rows are half open."""
+
+    row_lo: int
+    row_hi: int
+    kind: str
+    """segment or tail."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hit:
     """One image that a host found near. Order everywhere: (refined_distance, image_id)."""
@@ -73,6 +83,8 @@ class Hit:
     image_id: str
     distance: float
     refined_distance: float
+    coded: bool = False
+    """``distance`` is of a code: the merger cuts such hits by (distance, image_id) before all are put in order."""
     match: float | None = None
     mirrored: bool = False
     """The mirrored view of the query is the one that matched."""
@@ -86,7 +98,7 @@ class HostReply:
     """What one host answers to one ShardQuery."""
 
     hits: tuple[Hit, ...]
-    """At most ``shortlist``, in order."""
+    """At most ``shortlist`` coded and ``shortlist`` exact ones, in order; ``stemma.index.merge`` makes the final cut."""
     images_searched: int
     """Live images (under filter and as_of) in the units that this host answered for."""
     images_total: int
