@@ -1,8 +1,8 @@
 """The way of a query, top to bottom: look up, decode, encode, search, verify, decide, answer.
 
-``answer`` is the whole of it for one picture, over the protocols below. Embedded ones (``stemma/embedded.py``) compute in
-the calling thread; served ones (``serving/engine.py``) coalesce concurrent calls behind the ``await``. Both give the
-same answer, so the one-process collection is the oracle of every distributed test.
+``answer`` is the whole of it for one picture, over the protocols below. Embedded ones (``stemma/embedded.py``) compute
+in the calling thread; served ones (``serving/engine.py``) coalesce concurrent calls behind the ``await``. Both give
+the same answer, so the one-process collection is the oracle of every distributed test.
 """
 
 from __future__ import annotations

@@ -1,0 +1,255 @@
+"""The embedded collection: ingest, search, delete, get, in one process with no Ray and no server."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from stemma.api import Answer, Ask, DeleteResult, ImageRecord, Metadata
+from stemma.catalog.catalog import Catalog
+from stemma.config import Settings, load
+from stemma.embedded import EmbeddedDecoder, EmbeddedEncoder, EmbeddedShards, named_record
+from stemma.errors import BadRequest, NotFound
+from stemma.index.codec import Codec
+from stemma.index.partition import Partition
+from stemma.index.seal import maintain
+from stemma.ingest import REJECTS, IngestSummary, Progress, ingest_sources, is_collection, read_bounded, sources_of
+from stemma.networks.encoder import Encoder
+from stemma.networks.weights import Card, card, codec_folder
+from stemma.query import Engine, answer
+from stemma.vision.decode import DecodePool
+
+
+def open(url: str | Path, *, settings: Settings | None = None) -> Collection:
+    """The collection at ``url`` (a folder). Nothing is created until the first ingest, nothing locked until a write.
+
+    Raises ``BadRequest`` for a path that is a file. Reading a collection that is not there raises ``NotFound``.
+    """
+    return Collection(url, settings or load())
+
+
+class Collection:
+    """A named set of originals that answers where a picture comes from.
+
+    Safe to use from several threads, one call at a time. Other processes may read it meanwhile; a second writer gets
+    ``Conflict`` naming the first. Use it as a context manager, or call ``close``.
+    """
+
+    def __init__(self, url: str | Path, settings: Settings) -> None:
+        if Path(url).is_file():
+            raise BadRequest("a collection is a folder, this is a file", subject=str(url))
+        self.url = str(url)
+        self.settings = settings
+        self._card: Card = card(settings.encoder.weights)
+        self._lock = threading.RLock()
+        self._catalog: Catalog | None = None
+        self._writable = False
+        self._partition: Partition | None = None
+        self._encoder: Encoder | None = None
+        self._pool: DecodePool | None = None
+        self._runner: asyncio.Runner | None = None
+
+    # ------------------------------------------------------------------ asking
+
+    def search(self, image: bytes | str | Path, ask: Ask | None = None, **parameters: Any) -> Answer:
+        """Where a picture comes from; ``image`` is its bytes or a path, ``parameters`` are the fields of ``Ask``.
+
+        Raises ``BadImage``, ``UnsupportedType``, ``TooLarge``, ``BadRequest``, ``DeadlineExceeded``, and ``NotFound``
+        when there is no collection here.
+        """
+        if ask is not None and parameters:
+            raise BadRequest("give an Ask or its fields, not both", subject="ask")
+        body = image if isinstance(image, bytes) else read_bounded(Path(image), self.settings.decode.image_bytes_max)
+        with self._lock:
+            engine = self._engine()
+            self._runner = self._runner or asyncio.Runner()
+            return self._runner.run(answer(body, ask or _ask(parameters), engine))
+
+    def get(self, image_id: str, *, as_of: int | None = None) -> ImageRecord:
+        """What is known of one original. Raises ``NotFound``."""
+        with self._lock:
+            return named_record(self._read().record(image_id, as_of=as_of))
+
+    def pixels(self, image_id: str) -> bytes:
+        """The working copy of one original: JPEG, long side at most 512. Raises ``NotFound``."""
+        with self._lock:
+            return self._read().pixels(image_id)
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._read())
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        """Live originals in the order they were stored, as of the moment iteration starts."""
+        with self._lock:
+            ids = list(self._read().ids())
+        for image_id in ids:
+            try:
+                yield self.get(image_id)
+            except NotFound:  # deleted since
+                continue
+
+    def __contains__(self, image_id: object) -> bool:
+        try:
+            return isinstance(image_id, str) and self.get(image_id) is not None
+        except NotFound:
+            return False
+
+    @property
+    def seq(self) -> int:
+        """The number of the last commit."""
+        with self._lock:
+            return self._read().seq
+
+    def status(self) -> dict[str, Any]:
+        """Counts, versions and what opening repaired, for a person or a monitor."""
+        with self._lock:
+            catalog = self._read()
+            partition = self._search()
+            sealed = [unit for unit in partition.units if unit.kind == "segment"]
+            return {
+                "url": self.url,
+                "images": len(catalog),
+                "seq": catalog.seq,
+                "weights": catalog.weights or self._card.digest,
+                "codec": partition.codec.id,
+                "segments": len(sealed),
+                "rows_sealed": sum(unit.row_hi - unit.row_lo for unit in sealed),
+                "columns": dict(catalog.columns),
+                "notes": list(catalog.notes),
+            }
+
+    # ----------------------------------------------------------------- changing
+
+    def ingest(
+        self,
+        source: str | Path | bytes | Iterable[str | Path | bytes],
+        *,
+        metadata: Metadata | Sequence[Metadata] | Mapping[str, Metadata] | None = None,
+        image_id: str | None = None,
+        replace: bool = False,
+        progress: Progress | None = None,
+    ) -> IngestSummary:
+        """Store a folder, files or bytes; returns after the synced commit. Creates the collection where there is none.
+
+        Without ``image_id`` a picture is called by the hex SHA-256 of its bytes. The same bytes twice are a duplicate;
+        the same id with other bytes is refused unless ``replace``. Bad pictures are items with a reason, and lines of
+        ``rejects.jsonl`` in the collection, never an exception. Raises ``Conflict`` while another process writes or
+        when the collection was made with other weights.
+        """
+        job, sources = sources_of(source, metadata, image_id, self.settings)
+        with self._lock:
+            catalog = self._write(create=True)
+            summary = ingest_sources(
+                catalog,
+                sources,
+                job=job,
+                decoder=EmbeddedDecoder(self._decoders()),
+                encoder=EmbeddedEncoder(self._networks()),
+                settings=self.settings,
+                overwrite=replace,
+                rejects_file=None if job == "upload" else Path(self.url, REJECTS),
+                progress=progress,
+            )
+            self._maintain()
+            return summary
+
+    def delete(self, image_ids: str | Iterable[str]) -> DeleteResult:
+        """Forget originals; honoured by the very next search. Ids that are not there are listed as missing."""
+        ids = [image_ids] if isinstance(image_ids, str) else list(image_ids)
+        with self._lock:
+            return self._write().delete(ids)
+
+    def close(self) -> None:
+        """Release the lock, the decoding children and the files."""
+        with self._lock:
+            for held in (self._runner, self._pool, self._catalog):
+                if held is not None:
+                    held.close()
+            self._runner = self._pool = self._catalog = self._partition = None
+
+    def __enter__(self) -> Collection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------ opened on demand
+
+    def _read(self) -> Catalog:
+        if self._catalog is None:
+            if not is_collection(Path(self.url)):
+                raise NotFound("there is no collection here; `stemma ingest` creates one", subject=self.url)
+            self._catalog = Catalog.open(self.url)
+        self._catalog.refresh()
+        return self._catalog
+
+    def _write(self, *, create: bool = False) -> Catalog:
+        if self._catalog is not None and self._writable:
+            return self._catalog
+        if self._catalog is not None:
+            self._catalog.close()
+            self._catalog = self._partition = None
+        if create and not is_collection(Path(self.url)):
+            self._catalog = Catalog.create(self.url)
+        elif is_collection(Path(self.url)):
+            self._catalog = Catalog.open(self.url, write=True)
+        else:
+            raise NotFound("there is no collection here; `stemma ingest` creates one", subject=self.url)
+        self._writable = True
+        return self._catalog
+
+    def _search(self) -> Partition:
+        catalog = self._read()
+        if self._partition is None:
+            codec = choose_codec(self.settings, len(catalog))
+            self._partition = Partition(
+                catalog, Path(self.url), self.settings, scale=self._card.embedding_scale, codec=codec
+            )
+        self._partition.refresh()
+        return self._partition
+
+    def _maintain(self) -> None:
+        catalog = self._read()
+        maintain(catalog, Path(self.url), choose_codec(self.settings, len(catalog)), self.settings)
+        self._partition = None  # the next search opens the new segments, under the codec that fits the new size
+
+    def _networks(self) -> Encoder:
+        self._encoder = self._encoder or Encoder.load(self.settings.encoder)
+        return self._encoder
+
+    def _decoders(self) -> DecodePool:
+        self._pool = self._pool or DecodePool(self.settings.decode)
+        return self._pool
+
+    def _engine(self) -> Engine:
+        partition = self._search()
+        return Engine(
+            decoder=EmbeddedDecoder(self._decoders()),
+            encoder=EmbeddedEncoder(self._networks()),
+            shards=EmbeddedShards(self._read(), partition, self.settings.limits),
+            card=self._card,
+            settings=self.settings,
+        )
+
+
+def choose_codec(settings: Settings, images: int) -> Codec:
+    """The codec a collection of this size is searched with (design.md, Storage)."""
+    kind = settings.search.codec
+    if kind == "auto":
+        kind = "exact" if images <= settings.search.exact_images_max else "opq"
+    return Codec.exact() if kind == "exact" else Codec.load(codec_folder(kind, settings.encoder.weights))
+
+
+def _ask(parameters: dict[str, Any]) -> Ask:
+    known = Ask.model_fields
+    for name in parameters:
+        if name not in known:
+            raise BadRequest(f"search takes {', '.join(known)}; not {name!r}", subject=name)
+    return Ask(**parameters)

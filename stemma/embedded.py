@@ -1,0 +1,112 @@
+"""The engine of one process: the protocols of ``stemma/query.py`` computed in the calling thread, without Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from stemma.api import ImageRecord, Metadata
+from stemma.catalog.catalog import Catalog
+from stemma.config import LimitSettings
+from stemma.errors import Unavailable
+from stemma.flow import Encoded, Found, Hit, Pixels, ShardQuery
+from stemma.index.filters import parse
+from stemma.index.merge import merge
+from stemma.index.partition import Partition
+from stemma.networks.encoder import Encoder
+from stemma.query import Plan
+from stemma.vision.decode import DecodePool
+
+HERE = "embedded"  # the one host there is
+
+
+class EmbeddedDecoder:
+    """Decodes in a child process of this one and waits for it."""
+
+    def __init__(self, pool: DecodePool) -> None:
+        self._pool = pool
+
+    async def decode(self, body: bytes) -> Pixels:
+        return self._pool.decode(body)
+
+
+class EmbeddedEncoder:
+    """Encodes in the calling thread."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    async def encode(self, pixels: Pixels, *, mirrored: bool) -> Encoded:
+        return self._encoder.encode(pixels.rgb_HWC, mirrored=mirrored)
+
+
+class EmbeddedShards:
+    """One partition over everything."""
+
+    def __init__(self, catalog: Catalog, partition: Partition, limits: LimitSettings) -> None:
+        self._catalog = catalog
+        self._partition = partition
+        self._limits = limits
+
+    async def search(self, query: ShardQuery, deadline_ms: float) -> Found:  # noqa: ARG002 - the protocol's
+        """See ``Shards.search``. One process cannot cut its own search short: the deadline is checked around it."""
+        begun = time.monotonic()
+        self._partition.refresh()
+        merged = merge({HERE: self._partition.search([query])[0]}, query.shortlist)
+        if merged.nprobe_needed is not None:
+            query = replace(query, nprobe=merged.nprobe_needed)
+            merged = merge({HERE: self._partition.search([query])[0]}, query.shortlist)
+        return Found(
+            hits=merged.hits,
+            images_searched=merged.images_searched,
+            images_total=merged.images_total,
+            missing_hosts=(),
+            seq=merged.seq,
+            nprobe=merged.nprobe,
+            codec=merged.codec,
+            timings_ms={"shards": round(1e3 * (time.monotonic() - begun), 3)},
+        )
+
+    async def identical(self, sha256: str, plan: Plan) -> Found | None:
+        """See ``Shards.identical``."""
+        self._catalog.refresh()
+        return find_identical(self._catalog, sha256, plan, self._limits)
+
+    async def metadata(self, image_ids: Sequence[str]) -> list[Metadata]:
+        """See ``Shards.metadata``."""
+        return named_metadata(self._catalog, image_ids)
+
+
+def find_identical(catalog: Catalog, sha256: str, plan: Plan, limits: LimitSettings) -> Found | None:
+    """The live original with these bytes, if it passes the plan's filter; the catalog must be fresh."""
+    if plan.min_version is not None and plan.min_version > catalog.seq:
+        raise Unavailable(f"version {plan.min_version} is not there yet, {catalog.seq} is", retry_after_s=1.0)
+    condition = parse(plan.filter, catalog.columns, limits) if plan.filter else None
+    record = catalog.find_sha256(sha256, as_of=plan.as_of)
+    if record is None or (condition is not None and condition.evaluate(record.metadata) is not True):
+        return None
+    total = catalog.snapshot().count(plan.as_of)
+    return Found(
+        hits=(Hit(row=0, image_id=record.image_id, distance=0.0, refined_distance=0.0),),
+        images_searched=total,
+        images_total=total,
+        missing_hosts=(),
+        seq=catalog.seq,
+        nprobe=0,
+        codec="exact",
+    )
+
+
+def named_metadata(catalog: Catalog, image_ids: Sequence[str]) -> list[Metadata]:
+    """Metadata in the order asked, with ``name`` added where the caller did not set one."""
+    if not image_ids:
+        return []
+    columns = catalog.read(catalog.rows_of(image_ids), ["metadata", "source"])
+    pairs = zip(columns["metadata"], columns["source"], strict=True)
+    return [{"name": source, **metadata} for metadata, source in pairs]
+
+
+def named_record(record: ImageRecord) -> ImageRecord:
+    """The record with ``name`` in its metadata, as search answers carry it."""
+    return record.model_copy(update={"metadata": {"name": record.source, **record.metadata}})
