@@ -1,0 +1,207 @@
+"""The way of a query over plain stand-ins: order of stages, bounds, verdict rules, honest coverage."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stemma.api import Answer, Ask, Metadata
+from stemma.config import Settings, load
+from stemma.errors import BadRequest, DeadlineExceeded, TooLarge
+from stemma.flow import Encoded, Found, Hit, Pixels, ShardQuery
+from stemma.query import Engine, Plan, answer, decide, rank, resolve
+
+KNOWN = b"an original's bytes"
+THRESHOLD = 10.0
+
+
+@dataclass
+class FakeCard:
+    digest: str = "weights"
+    match_threshold: float = THRESHOLD
+
+    def match_probability(self, score: float) -> float:
+        return 1.0 / (1.0 + np.exp(THRESHOLD - score))
+
+
+@dataclass
+class FakeParts:
+    """Decoder, encoder and shards in one, writing down in which order they are called."""
+
+    hits: tuple[Hit, ...] = ()
+    searched: int = 5
+    total: int = 5
+    missing: tuple[str, ...] = ()
+    featureless: bool = False
+    calls: list[str] = field(default_factory=list)
+    asked: ShardQuery | None = None
+
+    async def decode(self, body: bytes) -> Pixels:
+        self.calls.append("decode")
+        rgb = np.zeros((40, 60, 3), np.uint8)
+        digest = hashlib.sha256(body).hexdigest()
+        return Pixels(rgb_HWC=rgb, width=60, height=40, sha256=digest, format="PNG", notes=("first frame",))
+
+    async def encode(self, pixels: Pixels, *, mirrored: bool) -> Encoded:
+        self.calls.append("encode")
+        views = 2 if mirrored else 1
+        cells = np.zeros((views, 196, 32), np.int8)
+        embedding = np.zeros((views, 256), np.int8)
+        return Encoded(embedding_VD=embedding, cells_VNF=cells, featureless=self.featureless, weights="weights")
+
+    async def search(self, query: ShardQuery, deadline_ms: float) -> Found:
+        self.calls.append("search")
+        self.asked = query
+        return self._found(self.hits)
+
+    async def identical(self, sha256: str, plan: Plan) -> Found | None:
+        self.calls.append("identical")
+        same = sha256 == hashlib.sha256(KNOWN).hexdigest()
+        return self._found((hit("known", distance=0.0, match=None),)) if same else None
+
+    async def metadata(self, image_ids: Sequence[str]) -> list[Metadata]:
+        self.calls.append("metadata")
+        return [{"name": f"{image_id}.jpg"} for image_id in image_ids]
+
+    def _found(self, hits: tuple[Hit, ...]) -> Found:
+        return Found(
+            hits=hits,
+            images_searched=self.searched,
+            images_total=self.total,
+            missing_hosts=self.missing,
+            seq=7,
+            nprobe=0,
+            codec="exact",
+        )
+
+
+def hit(image_id: str, *, distance: float, match: float | None) -> Hit:
+    return Hit(row=0, image_id=image_id, distance=distance, refined_distance=distance, match=match)
+
+
+def ask(
+    parts: FakeParts, body: bytes = b"unknown bytes", settings: Settings | None = None, **parameters: Any
+) -> Answer:
+    engine = Engine(decoder=parts, encoder=parts, shards=parts, card=FakeCard(), settings=settings or load())  # type: ignore[arg-type]
+    return asyncio.run(answer(body, Ask(**parameters), engine))
+
+
+def test_the_stages_run_in_the_order_of_the_pipeline() -> None:
+    parts = FakeParts(hits=(hit("a", distance=0.1, match=30.0),))
+    ask(parts)
+    assert parts.calls == ["identical", "decode", "encode", "search", "metadata"]
+
+
+def test_the_same_bytes_are_identical_before_any_network_runs() -> None:
+    parts = FakeParts()
+    result = ask(parts, KNOWN)
+    assert (result.verdict, result.confidence) == ("identical", 1.0)
+    assert result.original is not None
+    assert result.original.image_id == "known"
+    assert "encode" not in parts.calls
+
+
+@given(st.lists(st.tuples(st.none() | st.floats(0, 60), st.floats(0, 4), st.text(max_size=3)), max_size=20))
+def test_verification_only_permutes_the_shortlist(rows: list[tuple[float | None, float, str]]) -> None:
+    hits = tuple(hit(name, distance=distance, match=match) for match, distance, name in rows)
+    found = FakeParts()._found(hits)
+    ranked = rank(found).hits
+    assert sorted(map(repr, ranked)) == sorted(map(repr, hits))
+    keys = [(-(h.match or 0.0), h.refined_distance, h.image_id) for h in ranked]
+    assert keys == sorted(keys)
+    assert rank(replace(found, hits=tuple(reversed(hits)))).hits == ranked or len(set(keys)) < len(keys)
+
+
+@pytest.mark.parametrize(
+    ("match", "verdict", "named"),
+    [(THRESHOLD, "inconclusive", True), (THRESHOLD - 1e-6, "unknown", False), (None, "unknown", False)],
+)
+def test_an_original_is_named_from_the_threshold_on(match: float | None, verdict: str, named: bool) -> None:
+    result = ask(FakeParts(hits=(hit("a", distance=0.2, match=match), hit("b", distance=0.1, match=1.0))))
+    assert result.verdict == verdict
+    assert (result.original is not None) is named
+    assert 0.0 <= result.confidence <= 1.0
+    if named:
+        assert result.original is not None
+        assert result.original.image_id == "a"
+        assert any("does not yet compare" in note for note in result.notes)
+
+
+def test_an_empty_collection_answers_unknown() -> None:
+    result = ask(FakeParts(searched=0, total=0))
+    assert (result.verdict, result.candidates, result.coverage.complete) == ("unknown", (), True)
+
+
+def test_a_featureless_picture_is_inconclusive_and_names_nobody() -> None:
+    result = ask(FakeParts(hits=(hit("a", distance=0.0, match=50.0),), featureless=True))
+    assert (result.verdict, result.original, result.confidence) == ("inconclusive", None, 0.0)
+    assert any("nothing in it" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(("searched", "missing"), [(3, ()), (5, ("host-2",))])
+def test_a_partial_search_says_so(searched: int, missing: tuple[str, ...]) -> None:
+    coverage = ask(FakeParts(searched=searched, missing=missing)).coverage
+    assert not coverage.complete
+    assert (coverage.images_searched, coverage.missing_hosts) == (searched, missing)
+
+
+def test_k_cuts_the_answer_and_never_the_shortlist() -> None:
+    hits = tuple(hit(f"{n}", distance=n / 10, match=20.0 - n) for n in range(20))
+    parts = FakeParts(hits=hits)
+    result = ask(parts, k=3)
+    assert [candidate.image_id for candidate in result.candidates] == ["0", "1", "2"]
+    assert parts.asked is not None
+    assert parts.asked.shortlist == load().search.shortlist
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"k": 0},
+        {"k": -1},
+        {"k": 101},
+        {"k": 2**31},
+        {"nprobe": 0},
+        {"nprobe": 4097},
+        {"donors": 21},
+        {"rerank": 101},
+        {"as_of": -1},
+        {"deadline_ms": 0.0},
+        {"deadline_ms": float("nan")},
+        {"deadline_ms": 60_001.0},
+    ],
+)
+def test_parameters_outside_their_limits_are_named(parameters: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest) as refusal:
+        resolve(Ask(**parameters), load())
+    assert refusal.value.subject == next(iter(parameters))
+
+
+def test_a_body_over_its_limit_is_refused_before_it_is_looked_at() -> None:
+    parts = FakeParts()
+    with pytest.raises(TooLarge):
+        ask(parts, b"x" * 2048, load(overrides=["decode.image_bytes_max=1024"]))
+    assert parts.calls == []
+
+
+def test_no_stage_begins_after_the_deadline() -> None:
+    parts = FakeParts()
+    with pytest.raises(DeadlineExceeded):
+        ask(parts, deadline_ms=1e-6)
+    assert "search" not in parts.calls
+
+
+def test_confidence_rises_with_the_match_on_both_sides_of_the_threshold() -> None:
+    encoded = asyncio.run(FakeParts().encode(None, mirrored=True))  # type: ignore[arg-type]
+    found = [FakeParts()._found((hit("a", distance=0.1, match=match),)) for match in (0.0, 5.0, 12.0, 30.0)]
+    confidences = [decide(one, encoded, FakeCard()).confidence for one in found]  # type: ignore[arg-type]
+    assert confidences[0] > confidences[1]
+    assert confidences[2] < confidences[3]
