@@ -3,8 +3,8 @@
 ``python -m training.split --data DIR`` computes the division and compares it with the shipped ``training/split.json``
 (file names alone); ``--write`` replaces that file. Every fit reads the shipped list, so that figures stay comparable.
 
-The rule. Photographs whose 63-bit DCT hashes differ in at most 12 bits, one of them mirrored or not, belong to one group
-(single linkage), and a group is never divided. Groups are ordered by the SHA-256 of their first file name in
+The rule. Photographs whose 63-bit DCT hashes differ in at most 12 bits, one of them mirrored or not, belong to one
+group (single linkage), and a group is never divided. Groups are ordered by the SHA-256 of their first file name in
 alphabetical order; calibrate takes them in that order, passing over a group that would take it beyond 200, until it has
 200; the rest is train.
 """
@@ -63,7 +63,7 @@ def hash_file(path: Path) -> NDArray[np.bool_]:
 
 
 def groups(bits_NVB: NDArray[np.bool_]) -> list[list[int]]:
-    """Indices of near-duplicates from [N, 2, 63] hashes: connected over distance <= 12 of either view of one of them."""
+    """Indices of near-duplicates from [N, 2, 63] hashes: linked by distance <= 12 of either view of one."""
     signs_NVB = bits_NVB.astype(np.float32) * 2 - 1
     upright_NB = signs_NVB[:, 0]
     near_NN = np.zeros((len(bits_NVB), len(bits_NVB)), bool)
@@ -118,7 +118,8 @@ def main() -> int:
         lists = {"train": split.train, "calibrate": split.calibrate}
         SPLIT_FILE.write_text(json.dumps(lists, indent=0) + "\n", encoding="utf-8")
     same = load() == split
-    print(f"{len(split.train)} train, {len(split.calibrate)} calibrate; the shipped list is {'equal' if same else 'other'}")
+    shipped = "equal" if same else "other"
+    print(f"{len(split.train)} train, {len(split.calibrate)} calibrate; the shipped list is {shipped}")
     return 0 if same else 1
 
 
