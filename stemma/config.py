@@ -43,6 +43,7 @@ class DecodeSettings(Section):
     files_max: int = Field(64, ge=8, description="open files of a child")
     children_per_core: int = Field(2, ge=1, description="decoding children per core")
     respawn_after: int = Field(500, ge=1, description="pictures after which a child is replaced")
+    queue_s_max: float = Field(30.0, gt=0, description="wait for a free child, after which the caller is overloaded")
 
 
 class LimitSettings(Section):
@@ -135,7 +136,8 @@ class ServeSettings(Section):
         2, ge=0, description="waiting requests per working one; more get 503 and Retry-After"
     )
     retry_after_s_max: float = Field(30.0, ge=1, description="upper end of the jittered Retry-After")
-    header_bytes_max: int = Field(16 * 1024, ge=1024, description="request headers")
+    header_bytes_max: int = Field(16 * 1024, ge=1024, description="request headers; also one header of a part")
+    part_headers_max: int = Field(8, ge=1, description="headers of one part of an upload")
 
 
 class Settings(BaseSettings):
