@@ -241,8 +241,6 @@ def _read_webp(body: bytes) -> Header:
     size = canvas or stream
     if size is None or (stream is None and not frames):
         raise _broken("WEBP", "it holds no picture")
-    if canvas and stream and canvas != stream:
-        raise _broken("WEBP", f"its canvas is {canvas[0]} x {canvas[1]} and its picture {stream[0]} x {stream[1]}")
     content = b"".join(kept)
     bare = struct.pack("<4sI4s", b"RIFF", 4 + len(content), b"WEBP") + content
     return Header(

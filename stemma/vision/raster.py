@@ -189,22 +189,24 @@ def _decode(header: Header, format: str, limits: Limits) -> tuple[Image.Image, b
 
 def _eight_bits(source: Image.Image) -> Image.Image:
     """RGB, or RGBA where anything may be transparent, 8 bits each. 16-bit samples keep their upper byte."""
-    if source.has_transparency_data:
-        _shorten_key(source)
-        return source.convert("RGBA")
+    key = source.info.get("transparency")
     if source.mode.startswith("I;16"):
         # convert() clips at 255 instead of scaling, which would turn nearly everything white.
-        return Image.fromarray((np.asarray(source).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+        deep = np.asarray(source)
+        grey = Image.fromarray((deep >> 8).astype(np.uint8))
+        if not isinstance(key, int):
+            return grey.convert("RGB")
+        return Image.merge("LA", (grey, Image.fromarray(np.where(deep == key, 0, 255).astype(np.uint8)))).convert(
+            "RGBA"
+        )
     if source.mode in ("I", "F"):
         raise BadImage("samples of 32 bits have no agreed range; save it with 8 or 16", subject=source.mode)
+    if source.has_transparency_data:
+        if isinstance(key, tuple) and max(key) > 255:
+            # The clear colour of a 16-bit file, as the 8-bit colour that its pixels were read as.
+            source.info["transparency"] = tuple(part >> 8 for part in key)
+        return source.convert("RGBA")
     return source if source.mode == "RGB" else source.convert("RGB")
-
-
-def _shorten_key(source: Image.Image) -> None:
-    """A transparent colour of a 16-bit RGB file as the 8-bit colour that its pixels were read as."""
-    key = source.info.get("transparency")
-    if isinstance(key, tuple) and max(key) > 255:
-        source.info["transparency"] = tuple(part >> 8 for part in key)
 
 
 def _on_white(picture: Image.Image) -> tuple[Image.Image, bool]:
