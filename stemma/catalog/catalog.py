@@ -3,7 +3,8 @@
 Letters: R rows, D embedding, N cells, F features of a cell.
 
 A folder holds ``catalog.lance/`` (rows), ``tombstones.lance/`` (row, seq), ``commits.log`` (what was acknowledged,
-journal.py) and ``writer.lock``. Everything is keyed on our own ``row``; Lance's row ids and addresses do not survive its compaction.
+journal.py) and ``writer.lock``. Everything is keyed on our own ``row``; Lance's row ids and addresses do not survive
+its compaction.
 """
 
 from __future__ import annotations

@@ -72,9 +72,8 @@ class Ledger:
     def snapshot(self, seq: int, horizon: int) -> Snapshot:
         """Views, not copies: rows are only ever appended behind them, and ``kill`` copies before it writes."""
         self._deleted_shared = True
-        return Snapshot(
-            seq, *(_view(array, self._size) for array in (self._row, self._added, self._deleted)), horizon=horizon
-        )
+        row_R, added_R, deleted_R = (_view(array, self._size) for array in (self._row, self._added, self._deleted))
+        return Snapshot(seq, row_R, added_R, deleted_R, horizon)
 
     def extend(self, new: Identities) -> list[NDArray[np.int64]]:
         """Append rows; returns groups of positions (ascending) whose ids may be the same, each holding a new one."""

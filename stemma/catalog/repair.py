@@ -79,7 +79,7 @@ def _settle(root: Path, name: str, head: Entry, disk: Disk) -> tuple[Entry | Non
     folder = root / name
     logged = head.catalog if name == CATALOG else head.tombstones
     table = Table.open(folder, logged, disk)
-    notes = []
+    notes: list[str] = []
     for version in reversed([v for v in versions_on_disk(folder) if v > logged]):
         try:
             entry = _adopted(root, name, table, version, head, disk)
