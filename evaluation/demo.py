@@ -1,0 +1,245 @@
+"""The demo: see the product work, and check that one process and a Ray cluster give the same answers.
+
+A collection of photographs and rendered distractors is ingested embedded, asked embedded, then the same collection is
+served on Ray and asked over HTTP. Sketch for two cores: 527 pictures at 60 ms, 82 questions at 0.3 s twice, 30 s for
+Ray to start and stop: about two minutes of the five allowed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Protocol
+
+import numpy as np
+
+from evaluation.agreement import differences
+from evaluation.pictures import PHOTOGRAPHS, SEED, STRANGERS, jpeg, render, write_collection
+from evaluation.questions import KINDS, TARGETS, Picture, Question, questions
+from evaluation.questions import STRANGERS as STRANGER_COUNT
+from stemma import report
+from stemma.api import Answer, Ask, ImageRecord
+from stemma.collection import open as open_collection
+from stemma.config import Settings
+from stemma.errors import BadRequest, StemmaError
+from stemma.terminal import progress
+from stemma.vision.decode import DecodePool, read_working_copy
+
+CORRECT_SHARE_MIN = 0.97
+K = 10
+DEADLINE_MS = 60_000
+"""A question of the demo never fails for a busy machine; the times are in the table."""
+STRANGER_NUMBERS = 100_000
+"""Rendered strangers are numbered from here: never ingested, whatever the number of distractors."""
+
+Hosting = Callable[[str, Settings], AbstractContextManager["Asked"]]
+"""Serves the collection at a URL and yields what can be asked; stops what it started, whatever happens."""
+
+
+class Asked(Protocol):
+    """What answers a question: a ``Collection`` or a ``Client``."""
+
+    def search(self, image: bytes, ask: Ask | None = None) -> Answer: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """A question with both its answers, and what each took, wall milliseconds."""
+
+    question: Question
+    embedded: Answer
+    served: Answer
+    embedded_ms: float
+    served_ms: float
+
+    @property
+    def right(self) -> bool:
+        """Both ways gave the right original."""
+        return self.question.right(self.embedded) and self.question.right(self.served)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """All replies of a demo and what it was about."""
+
+    replies: list[Reply]
+    images: int
+    seconds: float
+    disagreements: dict[str, list[str]]
+    names: dict[str, str]
+    """Names by image id."""
+
+    @property
+    def passed(self) -> bool:
+        """Enough right answers, and both ways the same."""
+        return self.correct >= CORRECT_SHARE_MIN * len(self.replies) and not self.disagreements
+
+    @property
+    def correct(self) -> int:
+        return sum(reply.right for reply in self.replies)
+
+    def figures(self) -> dict[str, Any]:
+        """``report.json``. ``p50_ms`` is over HTTP, as in ``stemma evaluate quick``."""
+        return {
+            "images": self.images,
+            "queries": len(self.replies),
+            "correct_original": self.correct,
+            "p50_ms": round(median(reply.served_ms for reply in self.replies), 1),
+            "seconds": round(self.seconds, 1),
+            "embedded_equals_served": not self.disagreements,
+            "embedded_p50_ms": round(median(reply.embedded_ms for reply in self.replies), 1),
+            "kinds": {kind: self._kind(kind) for kind in KINDS},
+            "seed": SEED,
+        }
+
+    def _kind(self, kind: str) -> dict[str, int]:
+        right = [reply.right for reply in self.replies if reply.question.kind == kind]
+        return {"right": sum(right), "n": len(right)}
+
+
+def demo(photos: Path | None, out: Path, settings: Settings, hosting: Hosting) -> Outcome:
+    """Run the whole demo and write ``report.json`` and ``report.html`` under ``out``.
+
+    Raises ``BadRequest`` for a ``photos`` that is no folder with pictures in it.
+    """
+    begun = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    folder = photos if photos is not None else write_collection(out / "originals")
+    if not folder.is_dir():
+        raise BadRequest("--photos takes a folder of pictures", subject=str(folder))
+    url = fresh(out / "collection.stemma")
+    with open_collection(url, settings=settings) as collection:
+        with progress("ingest", sum(1 for path in folder.rglob("*") if path.is_file())) as done:
+            collection.ingest(folder, progress=done)
+        names = {record.image_id: str(record.metadata.get("name", record.image_id)) for record in collection}
+        if not names:
+            raise BadRequest("there is no picture here that can be read", subject=str(folder))
+        asked = _questions(folder, photos is None, list(collection), settings)
+        embedded = _ask_all(collection, asked, "ask embedded")
+        shown = {image_id: read_working_copy(collection.pixels(image_id)) for image_id in _to_show(embedded)}
+    with hosting(str(url), settings) as client:
+        served = _ask_all(client, asked, "ask over HTTP")
+    replies = [
+        Reply(question=q, embedded=a, served=b, embedded_ms=a_ms, served_ms=b_ms)
+        for q, (a, a_ms), (b, b_ms) in zip(asked, embedded, served, strict=True)
+    ]
+    apart = {reply.question.name: differences(reply.embedded, reply.served) for reply in replies}
+    outcome = Outcome(
+        replies=replies,
+        images=len(names),
+        seconds=time.monotonic() - begun,
+        disagreements={name: found for name, found in apart.items() if found},
+        names=names,
+    )
+    (out / "report.json").write_text(json.dumps(outcome.figures(), indent=1) + "\n", encoding="utf-8")
+    (out / "report.html").write_text(page(outcome, shown, settings), encoding="utf-8")
+    return outcome
+
+
+def fresh(collection: Path) -> Path:
+    """An empty place for a collection. Raises ``BadRequest`` rather than remove what is no collection of ours."""
+    if collection.exists():
+        if not (collection / "catalog.lance").is_dir():
+            raise BadRequest("this is no collection, so it is not removed; give another --out", subject=str(collection))
+        shutil.rmtree(collection)
+    return collection
+
+
+def _questions(folder: Path, own: bool, records: Sequence[ImageRecord], settings: Settings) -> list[Question]:
+    """Questions about the photographs and a few rendered pictures, or about a draw from the user's own folder."""
+    known = {record.image_id for record in records}
+    by_source = {record.source: record for record in records}
+    if own:
+        sources = [photograph.file for photograph in PHOTOGRAPHS]
+        sources += sorted(set(by_source) - set(sources))[: TARGETS - len(sources)]
+    else:
+        order = np.random.default_rng(SEED).permutation(len(by_source))
+        sources = [sorted(by_source)[i] for i in order[:TARGETS]]
+    with DecodePool(settings.decode) as decoder:
+        originals = [_picture(decoder, source, (folder / source).read_bytes()) for source in sources]
+        outside = STRANGERS if own else (*STRANGERS, *PHOTOGRAPHS)
+        bodies = [(photograph.file, photograph.path().read_bytes()) for photograph in outside]
+        numbers = range(STRANGER_NUMBERS, STRANGER_NUMBERS + STRANGER_COUNT)
+        bodies += [(f"stranger-{number}.jpg", jpeg(render(SEED, number))) for number in numbers]
+        strangers = [_picture(decoder, *each) for each in bodies[:STRANGER_COUNT]]
+    return questions(originals, [picture for picture in strangers if picture.image_id not in known])
+
+
+def _picture(decoder: DecodePool, name: str, body: bytes) -> Picture:
+    return Picture(
+        name=name, body=body, rgb_HWC=decoder.decode(body).rgb_HWC, image_id=hashlib.sha256(body).hexdigest()
+    )
+
+
+def _ask_all(target: Asked, asked: Sequence[Question], label: str) -> list[tuple[Answer, float]]:
+    answers = []
+    with progress(label, len(asked)) as done:
+        for question in asked:
+            begun = time.monotonic()
+            try:
+                answer = target.search(question.body, Ask(k=K, deadline_ms=DEADLINE_MS))
+            except StemmaError as error:
+                raise type(error)(f"{question.name}: {error.detail}", subject=error.subject) from error
+            answers.append((answer, 1e3 * (time.monotonic() - begun)))
+            done(1)
+    return answers
+
+
+def _to_show(answers: Sequence[tuple[Answer, float]]) -> set[str]:
+    shown = report.CANDIDATES_SHOWN + 1
+    return {candidate.image_id for answer, _ in answers for candidate in answer.candidates[:shown]}
+
+
+def page(outcome: Outcome, originals: dict[str, Any], settings: Settings) -> str:
+    """``report.html``: wrong answers first, then in the order asked."""
+    with DecodePool(settings.decode, children=1) as decoder:
+        entries = [
+            report.Entry(
+                name=reply.question.name,
+                answer=reply.served,
+                query_HWC=decoder.decode(reply.question.body).rgb_HWC,
+                originals=originals,
+                label=f"{reply.question.kind}: {reply.question.made}",
+                wrong=" ".join(_wrong(reply, outcome)),
+            )
+            for reply in sorted(outcome.replies, key=lambda reply: reply.right and not _apart(reply, outcome))
+        ]
+    figures = outcome.figures()
+    return report.render(
+        entries,
+        title="Where do these pictures come from?",
+        lead=(
+            f"{figures['queries']} pictures were asked about, each twice: in one process, and of the same collection "
+            "served on a Ray cluster over HTTP. Every answer below is the served one; wrong ones come first."
+        ),
+        figures=[
+            (f"{figures['correct_original']} of {figures['queries']}", "answers right"),
+            (f"{figures['images']:,}", "images in the collection"),
+            (f"{figures['p50_ms']:.0f} ms", "median answer, HTTP"),
+            ("equal" if figures["embedded_equals_served"] else "different", "embedded and served"),
+        ],
+        foot="Photographs: " + "; ".join(f"{each.file} ({each.credit})" for each in (*PHOTOGRAPHS, *STRANGERS)) + ".",
+    )
+
+
+def _apart(reply: Reply, outcome: Outcome) -> list[str]:
+    return outcome.disagreements.get(reply.question.name, [])
+
+
+def _wrong(reply: Reply, outcome: Outcome) -> Iterator[str]:
+    if not reply.right:
+        wanted = reply.question.original
+        yield (
+            f"Wrong: the original is {outcome.names.get(wanted, wanted)}."
+            if wanted
+            else "Wrong: it has no original here."
+        )
+    if _apart(reply, outcome):
+        yield f"Embedded and served differ: {'; '.join(_apart(reply, outcome))}."

@@ -1,0 +1,101 @@
+"""The demo's questions: pictures with a known original, made from the collection with a fixed seed, and strangers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from evaluation.pictures import SEED, jpeg
+from stemma.api import Answer
+from stemma.flow import Bytes3
+from stemma.vision import benign, edits
+
+Kind = Literal["untouched", "benign", "manipulated", "both", "stranger"]
+KINDS: tuple[Kind, ...] = ("untouched", "benign", "manipulated", "both", "stranger")
+EDITED: tuple[Kind, ...] = ("benign", "manipulated", "both")
+TARGETS = 20
+"""Originals that are asked about, each in three ways; fewer originals are asked more often."""
+UNTOUCHED = 10
+STRANGERS = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A picture file and what is in it."""
+
+    name: str
+    body: bytes
+    rgb_HWC: Bytes3
+    image_id: str
+    """Hex SHA-256 of ``body``: what the collection calls it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A query and its right answer."""
+
+    name: str
+    kind: Kind
+    made: str
+    """How it was made, for a person."""
+    body: bytes
+    original: str | None
+    """Image id of the right original; None for a stranger."""
+    about: str
+    """Name of the picture it was made from."""
+
+    def right(self, answer: Answer) -> bool:
+        """A stranger is right without an original, everything else with its own."""
+        return (answer.original.image_id if answer.original else None) == self.original
+
+
+def questions(originals: Sequence[Picture], strangers: Sequence[Picture], *, seed: int = SEED) -> list[Question]:
+    """At least 60 questions where there is one original and one stranger: untouched, three renderings each, strangers.
+
+    The same pictures and seed give the same bytes. Raises ``ValueError`` without originals.
+    """
+    if not originals:
+        raise ValueError("there is nothing to ask about")
+    asked = [_untouched(picture) for picture in originals[:UNTOUCHED]]
+    for turn in range(TARGETS):
+        picture = originals[turn % len(originals)]
+        donors = [other.rgb_HWC for other in originals if other.image_id != picture.image_id]
+        for place, kind in enumerate(EDITED):
+            rng = np.random.default_rng([seed, turn, place])
+            asked.append(_edited(picture, kind, rng, donors))
+    for turn in range(STRANGERS if strangers else 0):
+        rng = np.random.default_rng([seed, TARGETS + turn])
+        asked.append(_stranger(strangers[turn % len(strangers)], rng, changed=turn >= len(strangers) or turn % 2 == 1))
+    return asked
+
+
+def _untouched(picture: Picture) -> Question:
+    return _question(picture, "untouched", "the very file", picture.body, picture.image_id)
+
+
+def _edited(picture: Picture, kind: Kind, rng: np.random.Generator, donors: Sequence[Bytes3]) -> Question:
+    rgb_HWC, made = picture.rgb_HWC, []
+    if kind != "benign":
+        edit = edits.manipulate(rgb_HWC, rng, donors)
+        rgb_HWC = edit.rgb_HWC
+        made.append(edit.kind)
+    if kind != "manipulated":
+        shown = benign.render(rgb_HWC, rng)
+        rgb_HWC = shown.rgb_HWC
+        made += shown.log
+    return _question(picture, kind, ", ".join(made), jpeg(rgb_HWC), picture.image_id)
+
+
+def _stranger(picture: Picture, rng: np.random.Generator, *, changed: bool) -> Question:
+    if not changed:
+        return _question(picture, "stranger", "not in the collection", picture.body, None)
+    shown = benign.render(picture.rgb_HWC, rng)
+    return _question(picture, "stranger", ", ".join(["not in the collection", *shown.log]), jpeg(shown.rgb_HWC), None)
+
+
+def _question(picture: Picture, kind: Kind, made: str, body: bytes, original: str | None) -> Question:
+    stem = picture.name.rsplit(".", 1)[0]
+    return Question(name=f"{stem} · {kind}", kind=kind, made=made, body=body, original=original, about=picture.name)

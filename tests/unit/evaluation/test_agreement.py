@@ -1,0 +1,59 @@
+"""Embedded equals served: every field that must be equal is compared, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from evaluation.agreement import differences
+from stemma.api import Answer, Donor, Probabilities
+
+MakeAnswer = Callable[..., Answer]
+
+
+def donor(image_id: str, *, shown: bool = True, probability: float = 0.8) -> Donor:
+    box = (0.0, 0.0, 1.0, 1.0)
+    return Donor(image_id=image_id, query_box=box, donor_box=box, distance=0.5, probability=probability, shown=shown)
+
+
+def probable(benign: float) -> Probabilities:
+    return Probabilities(benign=benign, manipulated=1 - benign, distinct=0.0)
+
+
+def test_an_answer_agrees_with_itself_whatever_its_times_and_id(make_answer: MakeAnswer) -> None:
+    one = make_answer(["a", "b"], found=True, probabilities=probable(0.5), donors=[donor("d")])
+    other = one.model_copy(update={"query_id": "other", "timings_ms": {"total": 99.0}, "notes": ("slow",)})
+    assert differences(one, other) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ({"verdict": "benign"}, {"verdict": "manipulated"}, "verdict benign and manipulated"),
+        ({"ids": ["a"], "found": True}, {"ids": ["b"], "found": True}, "original a and b"),
+        ({"ids": ["a"], "found": True}, {"ids": ["a"], "verdict": "inconclusive"}, "original a and None"),
+        ({"ids": ["a", "b", "c"]}, {"ids": ["a", "c", "b"]}, "candidates from place 2 on"),
+        ({"ids": ["a", "b"]}, {"ids": ["a"]}, "candidates from place 2 on"),
+        ({"donors": [donor("a")]}, {"donors": [donor("b")]}, "donors"),
+        ({"donors": [donor("a")]}, {"donors": [donor("a", shown=False)]}, "donors"),
+        ({"donors": [donor("a")]}, {"donors": [donor("a", probability=0.7)]}, "donor a 0.8000 and 0.7000"),
+        ({"confidence": 0.5}, {"confidence": 0.52}, "confidence 0.5000 and 0.5200"),
+        (
+            {"ids": ["a"], "probabilities": probable(0.5)},
+            {"ids": ["a"], "probabilities": probable(0.48)},
+            "benign of a 0.5000 and 0.4800",
+        ),
+        ({"ids": ["a"], "probabilities": probable(0.5)}, {"ids": ["a"]}, "compared a 1.0000 and 0.0000"),
+        ({}, {"complete": False}, "coverage: one of them did not search every image"),
+    ],
+)
+def test_each_difference_is_named(make_answer: MakeAnswer, one: dict, other: dict, said: str) -> None:
+    assert said in differences(make_answer(**one), make_answer(**other))
+    assert differences(make_answer(**other), make_answer(**one)) != []
+
+
+def test_probabilities_may_differ_in_their_last_digits(make_answer: MakeAnswer) -> None:
+    one = make_answer(["a"], confidence=0.500, probabilities=probable(0.500), donors=[donor("d", probability=0.500)])
+    other = make_answer(["a"], confidence=0.509, probabilities=probable(0.509), donors=[donor("d", probability=0.509)])
+    assert differences(one, other) == []
