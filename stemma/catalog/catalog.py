@@ -21,7 +21,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stemma.api import DeleteResult, ImageRecord, IngestResult
-from stemma.catalog import journal, planning, repair
+from stemma.catalog import compaction, journal, planning, repair
+from stemma.catalog.compaction import Compacted
 from stemma.catalog.durable import Disk, Table, reading
 from stemma.catalog.encoding import encode, encode_tombstones, physical, sha_prefix
 from stemma.catalog.journal import Entry, FileDigest
@@ -32,6 +33,12 @@ from stemma.catalog.state import CATALOG, Now, State
 from stemma.config import LimitSettings
 from stemma.errors import BadRequest, Conflict, Corrupt, NotFound, Unavailable
 
+RETAIN_S = 30 * 86_400.0
+"""How long deleted rows can still be searched as of an earlier seq."""
+KEEP_VERSIONS_S = 3_600.0
+"""Lance versions that readers may still hold open."""
+FRAGMENT_ROWS = 16_384
+"""Rows of a compacted fragment (about 1 GB of 60 kB rows)."""
 SCAN_ROWS = 8_192
 SCAN_ROWS_HEAVY = 256
 """Rows of one batch of ``scan``, and of one with cells or pixels in it (about 12 MB)."""
@@ -186,12 +193,46 @@ class Catalog:
             if not found:
                 return DeleteResult(seq=self.seq, deleted=(), missing=missing)
             row_R = np.sort(np.array(list(found.values()), np.uint64))
-            values = encode_tombstones(row_R, self.seq + 1)
+            values = encode_tombstones(row_R, np.full(len(row_R), self.seq + 1, np.uint64))
             table = pa.table([pa.array(v) for v in values.values()], schema=TOMBSTONE_SCHEMA)
             with self._writing():
                 tombstones, made = self._state.now.tombstones.append(table)
                 self._acknowledge(made, tombstones=tombstones.version)
             return DeleteResult(seq=self.seq, deleted=tuple(found), missing=missing)
+
+    def compact(
+        self,
+        *,
+        retain_s: float = RETAIN_S,
+        keep_versions_s: float = KEEP_VERSIONS_S,
+        fragment_rows: int = FRAGMENT_ROWS,
+    ) -> Compacted:
+        """Merge small fragments, drop rows deleted more than ``retain_s`` ago, clean Lance versions that stopped
+        being the newest more than ``keep_versions_s`` ago. Both 0 erases at once (readers must reopen or refresh).
+
+        Searches as of a seq before ``Snapshot.horizon`` are refused afterwards. Raises Corrupt, Conflict, OSError.
+        """
+        with self._mutex:
+            self._check_writable()
+            now = self._state.now
+            entries, _, _ = journal.read(self._root)
+            horizon = compaction.horizon_of(entries, time.time() - retain_s)
+            with self._writing():
+                entry, groups, files = compaction.compact(now, horizon=horizon, fragment_rows=fragment_rows)
+                compaction.replace_journal(self._root, entries, entry, files, self._disk)
+                self._disk.step("acknowledged")
+                self._state.refresh()
+                after = self._state.now
+                removed = [
+                    compaction.clean(table, self._disk, keep_versions_s) for table in (after.catalog, after.tombstones)
+                ]
+            return Compacted(
+                rows_dropped=len(now.snapshot.row_R) - len(after.snapshot.row_R),
+                fragments_before=sum(len(group.fragments) for group in groups),
+                fragments_after=len(after.catalog.dataset.get_fragments()),
+                versions_removed=sum(removed),
+                horizon=after.entry.horizon,
+            )
 
     # Reading
 

@@ -145,10 +145,17 @@ class Table:
         fragments = self.write(rows)
         return self._commit(lance.LanceOperation.Append(fragments), self._data_files(fragments))
 
-    def write(self, rows: pa.Table | pa.RecordBatchReader) -> list[Any]:
+    def write(self, rows: pa.Table | pa.RecordBatchReader, rows_per_file_max: int = 1 << 20) -> list[Any]:
         """Fragments with synced data files, not part of the table until they are committed."""
         fragments = list(
-            write_fragments(rows, self.dataset, schema=rows.schema, mode="append", data_storage_version=STORAGE_VERSION)
+            write_fragments(
+                rows,
+                self.dataset,
+                schema=rows.schema,
+                mode="append",
+                max_rows_per_file=rows_per_file_max,
+                data_storage_version=STORAGE_VERSION,
+            )
         )
         self._disk.step("written")
         for path in self._data_files(fragments):

@@ -165,9 +165,8 @@ def sha_prefix(sha256: str) -> int:
     return int.from_bytes(bytes.fromhex(sha256[:16]), "little")
 
 
-def encode_tombstones(row_R: NDArray[np.uint64], seq: int) -> dict[str, Any]:
+def encode_tombstones(row_R: NDArray[np.uint64], seq_R: NDArray[np.uint64]) -> dict[str, NDArray[Any]]:
     """Columns of the tombstone table."""
-    seq_R = np.full(len(row_R), seq, np.uint64)
     return {"row": row_R, "seq": seq_R, "crc": _crc_pairs(row_R, seq_R)}
 
 
