@@ -116,7 +116,7 @@ class Collection:
                 "images": len(catalog),
                 "seq": catalog.seq,
                 "weights": catalog.weights or self._card.digest,
-                "codec": partition.codec.id,
+                "codec": choose_codec(self.settings, len(catalog)).id,
                 "segments": len(sealed),
                 "rows_sealed": sum(unit.row_hi - unit.row_lo for unit in sealed),
                 "columns": dict(catalog.columns),
@@ -244,7 +244,7 @@ def choose_codec(settings: Settings, images: int) -> Codec:
     kind = settings.search.codec
     if kind == "auto":
         kind = "exact" if images <= settings.search.exact_images_max else "opq"
-    return Codec.exact() if kind == "exact" else Codec.load(codec_folder(kind, settings.encoder.weights))
+    return Codec.unquantized() if kind == "exact" else Codec.load(codec_folder(kind, settings.encoder.weights))
 
 
 def _ask(parameters: dict[str, Any]) -> Ask:

@@ -1,4 +1,4 @@
-"""``stemma ingest | search | delete | fsck``: the embedded collection, or a served one with ``--url``, at a terminal."""
+"""``stemma ingest | search | delete | fsck`` at a terminal: an embedded collection, or a served one with ``--url``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands share at a terminal: answers on standard output, bars and notes on standard error, honest exit codes."""
+"""What commands share at a terminal: answers on standard output, bars and notes on standard error, exit codes."""
 
 from __future__ import annotations
 
