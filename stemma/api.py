@@ -178,3 +178,36 @@ class DeleteResult(Wire):
     seq: int
     deleted: tuple[str, ...]
     missing: tuple[str, ...] = ()
+
+
+class HostStatus(Wire):
+    """One shard host, as the directory sees it."""
+
+    host: str
+    state: Literal["live", "suspect", "dead", "loading"]
+    images: int = Field(description="live images in the units that it serves")
+    seq: int = Field(description="the commit up to which it has read")
+
+
+class CollectionStatus(Wire):
+    """One served collection."""
+
+    name: str
+    images: int
+    seq: int
+    weights: str
+    codec: str
+    columns: dict[str, str] = {}
+    hosts: tuple[HostStatus, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Status(Wire):
+    """A server and what it serves."""
+
+    version: str
+    ready: bool
+    uptime_s: float
+    working: int = Field(description="requests worked on now")
+    waiting: int = Field(description="requests inside that wait for a place at work or still send their body")
+    collections: tuple[CollectionStatus, ...]
