@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stemma.config import LimitSettings
+from stemma.errors import Unavailable
 from stemma.index import filters
 
 Mask = NDArray[np.bool_]
+_TRIES = 3
 
 
 class Snapshot(Protocol):
@@ -28,7 +30,8 @@ class Snapshot(Protocol):
 class Matching(Protocol):
     @property
     def columns(self) -> Mapping[str, Any]: ...
-    def matching(self, filter: Any) -> Mask: ...
+    def snapshot(self) -> Snapshot: ...
+    def matching(self, condition: filters.Filter) -> Mask: ...
 
 
 class Question(NamedTuple):
@@ -104,12 +107,27 @@ class LiveCache:
             live_R = snapshot.live(question.as_of)
             if question.filter is not None:
                 parsed = filters.parse(question.filter, catalog.columns, self._limits)
-                live_R = live_R & catalog.matching(parsed)
+                live_R = live_R & _passing(catalog, parsed, snapshot.row_R)
             live = self._kept[question] = Live(live_R, places)
         self._kept.move_to_end(question)
         while len(self._kept) > self._kept_max:
             self._kept.popitem(last=False)
         return live
+
+
+def _passing(catalog: Matching, parsed: filters.Filter, row_R: NDArray[np.uint64]) -> Mask:
+    """[R] what passes, aligned with ``row_R`` even when the catalog commits meanwhile."""
+    for _ in range(_TRIES):
+        before = catalog.snapshot()
+        passing_R, now_R = catalog.matching(parsed), before.row_R
+        after = catalog.snapshot()
+        if (after.seq, len(after.row_R)) != (before.seq, len(now_R)):
+            continue
+        if np.array_equal(now_R[: len(row_R)], row_R):
+            return passing_R[: len(row_R)]
+        place_R = np.minimum(np.searchsorted(now_R, row_R), max(len(now_R) - 1, 0))
+        return passing_R[place_R] & (now_R[place_R] == row_R) if len(now_R) else np.zeros(len(row_R), bool)
+    raise Unavailable("the collection changes faster than the filter is evaluated; ask again", retry_after_s=1)
 
 
 def count_by_list(live_N: Mask, start_L: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stemma.config import Settings
-from stemma.errors import Conflict, Corrupt, Unavailable
+from stemma.errors import Conflict, Corrupt, NotFound, Unavailable
 from stemma.flow import HostReply, ShardQuery, Unit
 from stemma.index.call import Call, Counted, Selection
 from stemma.index.codec import Codec, faiss
@@ -43,7 +43,7 @@ class Readable(Protocol):
     def snapshot(self) -> Snapshot: ...
     def read(self, rows: NDArray[np.uint64], columns: Sequence[str]) -> dict[str, Any]: ...
     def scan(self, columns: Sequence[str], *, rows: tuple[int, int] | None = None) -> Iterator[Mapping[str, Any]]: ...
-    def matching(self, filter: Any) -> NDArray[np.bool_]: ...
+    def matching(self, condition: Any) -> NDArray[np.bool_]: ...
 
 
 class Partition:
@@ -59,11 +59,12 @@ class Partition:
             raise Conflict(detail, subject=codec.id)
         faiss.omp_set_num_threads(1)  # facts/index.md B4: oversubscribed OpenMP made p99 114 ms
         self._catalog, self._root, self._settings = catalog, root, settings
-        self._scale, self._codec = scale, codec
+        self._scale, self.codec = scale, codec
         self._owns: Owns = _everything
         self._refreshing, self._searching = threading.Lock(), threading.RLock()
-        self._opened: dict[Name, Segment | None] = {}
-        """Segments looked at; None for a damaged one, which stays out until maintenance has rebuilt it."""
+        self._opened: dict[Name, Segment] = {}
+        self._damaged: dict[Name, tuple[int, int] | None] = {}
+        """Segments left out, with the folder that was looked at: maintenance puts a new one in its place."""
         self._blocks: dict[str, ExactBlock] = {}
         self._segments: tuple[Segment, ...] = ()
         self._tail = Tail(settings.search.tail_block_rows)
@@ -99,29 +100,48 @@ class Partition:
         """Reads what was committed and sealed since; returns the seq. Searches go on while segments are opened."""
         with self._refreshing:
             self._catalog.refresh()
-            found = chosen(names(self._root, self._codec))
-            for name in found:
-                if name not in self._opened and self._owns(name.unit):
-                    self._opened[name] = self._open(name)
+            found = self._open_new()
             with self._searching:
                 self._move_to(found)
             return self._seq
 
-    def _open(self, name: Name) -> Segment | None:
+    def _open_new(self) -> list[Name]:
+        """Opens what is owned and new; returns all segments there are. A damaged one is tried again when replaced."""
+        found = chosen(names(self._root, self.codec))
+        for name in found:
+            if not self._owns(name.unit) or self._opened.get(name) is not None:
+                continue
+            identity = self._identity(name)
+            if self._damaged.get(name) == identity:
+                continue
+            try:
+                self._opened[name] = Segment.open(self._folder(name), self.codec, verify=True)
+                self._damaged.pop(name, None)
+            except Corrupt:
+                if self._identity(name) is None:  # merged away since it was listed: look again
+                    return self._open_new()
+                self._damaged[name] = identity
+        return found
+
+    def _folder(self, name: Name) -> Path:
+        return self._root / FOLDER / name.text
+
+    def _identity(self, name: Name) -> tuple[int, int] | None:
         try:
-            return Segment.open(self._root / FOLDER / name.text, self._codec, verify=True)
-        except Corrupt:
+            status = self._folder(name).stat()
+        except FileNotFoundError:
             return None
+        return status.st_ino, status.st_mtime_ns
 
     def _move_to(self, found: Sequence[Name]) -> None:
         self._opened = {name: segment for name, segment in self._opened.items() if name in found}
-        held = [name for name in found if self._owns(name.unit) and name in self._opened]
-        segments = tuple(segment for name in held if (segment := self._opened[name]) is not None)
+        self._damaged = {name: identity for name, identity in self._damaged.items() if name in found}
+        self.damaged = tuple(name.text for name in self._damaged if self._owns(name.unit))
+        segments = tuple(self._opened[name] for name in found if name in self._opened and self._owns(name.unit))
         snapshot = self._catalog.snapshot()
         row_R = snapshot.row_R
         if snapshot.seq == self._seq and segments == self._segments and len(row_R) == len(self._snapshot.row_R):
             return
-        self.damaged = tuple(name.text for name in held if self._opened[name] is None)
         self._segments = segments
         self._snapshot = snapshot
         self._places.move_to(row_R)
@@ -148,11 +168,18 @@ class Partition:
             if _needed_seq(query) > self._seq:
                 detail = f"commit {_needed_seq(query)} is not here yet (read up to {self._seq}); ask again"
                 raise Unavailable(detail, subject="min_version", retry_after_s=1)
+        try:
+            return self._search(queries, owns or _everything)
+        except NotFound:  # a row died and was compacted away since we read: once more, without it
+            self.refresh()
+            return self._search(queries, owns or _everything)
+
+    def _search(self, queries: Sequence[ShardQuery], owns: Owns) -> list[HostReply]:
         with self._searching:
-            selection = self._select(owns or _everything)
+            selection = self._select(owns)
             call = Call(
                 self._catalog,
-                self._codec,
+                self.codec,
                 selection,
                 lambda question: self._count(selection, question),
                 scale=self._scale,
@@ -167,8 +194,8 @@ class Partition:
         selection = self._selections.get(units)
         if selection is None:
             segments = tuple(segment for segment in self._segments if segment.unit in units)
-            blocks = tuple(self._block(segment) for segment in segments) if self._codec.exact else ()
-            stack = None if self._codec.exact else Stack(self._codec, segments)
+            blocks = tuple(self._block(segment) for segment in segments) if self.codec.exact else ()
+            stack = None if self.codec.exact else Stack(self.codec, segments)
             tail_units = frozenset(unit for unit in units if unit.kind == "tail")
             selection = Selection(segments, blocks, stack, self._tail.block, tail_units)
             self._selections[units] = selection
@@ -191,7 +218,7 @@ class Partition:
         tail_N = live.mask(_TAIL, selection.tail.row_N)
         if len(selection.tail_units) != len(self._tail.units):
             tail_N = tail_N & self._tail.unit_mask(selection.tail_units)
-        live_L = np.zeros(self._codec.nlist, np.int64)
+        live_L = np.zeros(self.codec.nlist, np.int64)
         for segment, mask in zip(selection.segments, masks, strict=True):
             live_L += count_by_list(mask, segment.start_L)
         return Counted(live, masks, tail_N, live_L, int(live_L.sum() + tail_N.sum()))

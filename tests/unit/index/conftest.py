@@ -25,6 +25,7 @@ class MemorySnapshot:
     row_R: NDArray[np.uint64]
     added_R: NDArray[np.uint64]
     deleted_R: NDArray[np.uint64]
+    horizon: int = 0
 
     def live(self, as_of: int | None = None) -> NDArray[np.bool_]:
         time = self.seq if as_of is None else as_of
@@ -33,7 +34,7 @@ class MemorySnapshot:
 
 @dataclass
 class MemoryCatalog:
-    """The catalog's read surface over lists; ``stored`` is what a committer has written, ``seq`` what was read of it."""
+    """The catalog's read surface over lists: ``stored`` is what a committer wrote, ``seq`` what was read of it."""
 
     seq: int = 0
     stored: int = 0
@@ -87,9 +88,9 @@ class MemoryCatalog:
         for start in range(0, len(inside), 50):
             yield self.read(np.array(inside[start : start + 50], np.uint64), columns)
 
-    def matching(self, filter: Any) -> NDArray[np.bool_]:
+    def matching(self, condition: Any) -> NDArray[np.bool_]:
         seen = [record for _, record in sorted(self.rows.items()) if record["added"] <= self.seq]
-        return np.array([filter.evaluate(record["metadata"]) is True for record in seen], bool)
+        return np.array([condition.evaluate(record["metadata"]) is True for record in seen], bool)
 
 
 def _column(name: str, values: list[Any]) -> Any:
