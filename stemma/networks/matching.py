@@ -114,7 +114,7 @@ def _triples(count: int) -> Index:
 
 
 def _maps(x_M: Double, y_M: Double, u_M: Double, v_M: Double, triples_H3: Index) -> Double:
-    """a, b, c, d, e, f of the maps (x, y) -> (u, v) through each triple, [6, H'], without degenerate and extreme ones."""
+    """a to f of the maps (x, y) -> (u, v) through each triple, [6, H'], without degenerate and extreme ones."""
     first, second, third = triples_H3.T
     x1, y1, u1, v1 = (axis[second] - axis[first] for axis in (x_M, y_M, u_M, v_M))
     x2, y2, u2, v2 = (axis[third] - axis[first] for axis in (x_M, y_M, u_M, v_M))
