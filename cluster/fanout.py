@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+import numpy as np
+
 from cluster.health import Health
 from cluster.invariants import audit_replies
 from cluster.limits import HEDGES_PER_ROUND, ROUNDS_MAX
@@ -22,9 +24,10 @@ from cluster.routing import Call, Routing
 from stemma.config import ClusterSettings
 from stemma.errors import StemmaError, Unavailable
 from stemma.flow import Found, HostReply, ShardQuery
-from stemma.index.merge import MergeResult, merge
+from stemma.index.merge import MergeResult, lists_needed, merge
 
 SHALLOW = "the time was up before further lists were probed"
+DEEP = "more lists were probed than needed, because a host did not answer at first"
 
 
 class Failure(StrEnum):
@@ -306,22 +309,31 @@ class Fanout:
         """Keep the better answer; returns the question to ask once more, if the answer cannot stand yet."""
         pending = self._pending[position]
         replies = {path: by[position] for path, by in taken.replies.items() if position in by}
+        if not replies:
+            return None
         lacking = frozenset(path[-1] for path, by in taken.replies.items() if position not in by)
         view = one_view(replies, pending.query.as_of)
         audit_replies(view.replies)
         result = merge({">".join(path): reply for path, reply in view.replies.items()}, pending.query.shortlist)
-        missing = taken.missing | view.missing | lacking
-        shallow = result.nprobe_needed is not None
-        found = _found(result, missing, view.seq if pending.original.as_of is None else result.seq, shallow)
-        if replies and (pending.best is None or _worth(found) >= _worth(pending.best)):
+        whole = result.images_searched == result.images_total
+        deeper = result.nprobe_needed
+        shallower = _shallower(view, pending) if whole else None
+        found = _found(
+            result,
+            # Units are disjoint and the view is of one commit: when the counts agree, nothing was missed anywhere.
+            missing=frozenset() if whole else taken.missing | view.missing | lacking,
+            seq=view.seq if pending.original.as_of is None else result.seq,
+            notes=(SHALLOW,) if deeper is not None else (DEEP,) if shallower is not None else (),
+        )
+        if pending.best is None or _worth(found) >= _worth(pending.best):
             pending.best = found
         if view.missing:
             return replace(pending.query, as_of=view.seq_min)
-        if shallow:
-            assert result.nprobe_needed is not None
-            as_of = pending.query.as_of if pending.original.as_of is not None else view.seq
-            return replace(pending.query, nprobe=result.nprobe_needed, as_of=as_of)
-        return None
+        nprobe = deeper if deeper is not None else shallower
+        if nprobe is None:
+            return None
+        as_of = pending.query.as_of if pending.original.as_of is not None else view.seq
+        return replace(pending.query, nprobe=nprobe, as_of=as_of)
 
     def _finish(self, position: int, error: StemmaError | None = None) -> Done:
         pending = self._pending.pop(position)
@@ -356,20 +368,28 @@ def one_view(replies: Mapping[Path, HostReply], as_of: int | None) -> OneView:
     return OneView(kept, seq, min(searched), frozenset(path[-1] for path in replies if path not in kept))
 
 
+def _shallower(view: OneView, pending: _Pending) -> int | None:
+    """Fewer lists that would do, when a partial round had asked for more than all hosts together call for: how deep a
+    complete answer probes must not depend on who failed on the way."""
+    live = [reply.live_by_rank for reply in view.replies.values() if reply.live_by_rank is not None]
+    if not live or pending.query.nprobe <= pending.original.nprobe:
+        return None
+    needed = lists_needed(np.sum(live, axis=0), pending.original.nprobe, pending.query.shortlist)
+    return needed if needed < pending.query.nprobe else None
+
+
 def _worth(found: Found) -> tuple[bool, bool, float]:
     return not found.missing_hosts, not found.notes, found.images_searched / max(1, found.images_total)
 
 
-def _found(result: MergeResult, missing: frozenset[str], seq: int, shallow: bool) -> Found:
-    # Units are disjoint and the view is of one commit: when the counts agree, what was not answered for holds nothing.
-    whole = result.images_searched == result.images_total
+def _found(result: MergeResult, *, missing: frozenset[str], seq: int, notes: tuple[str, ...]) -> Found:
     return Found(
         hits=result.hits,
         images_searched=result.images_searched,
         images_total=result.images_total,
-        missing_hosts=() if whole else tuple(sorted(missing)),
+        missing_hosts=tuple(sorted(missing)),
         seq=seq,
         nprobe=result.nprobe,
         codec=result.codec,
-        notes=(SHALLOW,) if shallow else (),
+        notes=notes,
     )

@@ -115,18 +115,21 @@ class Directory:
         """A host has told of itself."""
         if not self.members.heard(beat, self._due_seq(now_ms), now_ms):
             return ()
-        highest = max((key.epoch for key in beat.holds), default=0)
-        if highest > self._epoch:  # of a directory before this one: number on above it, so that askers move forward
-            self._epoch = highest
-            self._candidate = None
-            if self._current is not None:
-                self._propose(self._current.hosts, now_ms)
+        surpassed = self.seen(max((key.epoch for key in beat.holds), default=0), now_ms)
         trial = self._trials.get(beat.host)
         if trial is not None and trial.key in self.members[beat.host].holds:
             del self._trials[beat.host]
         lacks = self._orders(self.members[beat.host])
         behind = lacks.seq > beat.seq or bool(lacks.prepare)
-        return (*self._decide(now_ms), *((lacks,) if behind and beat.number == 1 else ()))
+        return (*surpassed, *self._decide(now_ms), *((lacks,) if behind and beat.number == 1 else ()))
+
+    def seen(self, epoch: int, now_ms: float) -> tuple[Instruction, ...]:
+        """Somebody holds a routing of this epoch. One of a directory before this one is numbered above, because askers
+        only ever move forward."""
+        if epoch <= self._epoch:
+            return ()
+        self._epoch, self._candidate = epoch, None
+        return self._propose(self._current.hosts, now_ms) if self._current is not None else ()
 
     def announce(self, seq: int, now_ms: float, segments: Iterable[Unit] | None = None) -> tuple[Instruction, ...]:
         """A commit is durable (or segments were sealed or merged): tell the hosts, confirm when it may count."""
