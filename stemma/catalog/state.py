@@ -98,7 +98,7 @@ class State:
         entries, place, _ = journal.read(self._root, self.place)
         if not entries:
             return
-        if place.inode != self.place.inode:
+        if place.header != self.place.header:
             self._load()
             return
         head = entries[-1]
