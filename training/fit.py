@@ -11,31 +11,21 @@ Everything is seeded and runs on one CPU thread.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from stemma.networks import weights as weights_files
 from stemma.networks.backbones import lite0_keys
-from stemma.networks.encoder import INT8_MAX, STARTER, EncoderNetwork, squash
+from stemma.networks.encoder import INT8_MAX, STARTER, EncoderNetwork
 from training import split as split_files
+from training import views
 
 SOURCE_FILE = "efficientnet_lite0.safetensors"
 CLIPPED_SHARE = 1e-5
 """Share of components that int8 may clip: a scale for the very largest would leave the others fewer levels."""
-
-
-def photographs(data: Path, names: tuple[str, ...]) -> Iterator[NDArray[np.uint8]]:
-    """The named training photographs, RGB, at stored size."""
-    for name in names:
-        bgr_HWC = cv2.imread(str(data / "photos" / "train" / name), cv2.IMREAD_COLOR)
-        if bgr_HWC is None:
-            raise ValueError(f"{name} is not in {data / 'photos' / 'train'}; give the development data with --data")
-        yield cv2.cvtColor(bgr_HWC, cv2.COLOR_BGR2RGB)
 
 
 def principal(x_NC: NDArray[np.float64], dims: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -65,15 +55,11 @@ def fit_pca(data: Path, out: Path) -> weights_files.Card:
     tensors = public_tensors(data)
     network = EncoderNetwork(STARTER).eval()
     network.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, strict=False)
-    pooled, cells = [], []
-    with torch.inference_mode():
-        for picture in photographs(data, split_files.load().train):
-            image_B3HW = torch.from_numpy(squash(picture)).permute(2, 0, 1).float()[None]
-            pooled_BC, cells_BCHW = network.pooled(image_B3HW)
-            pooled.append(pooled_BC[0].double().numpy())
-            cells.append(cells_BCHW[0].flatten(1).T.double().numpy())
+    both = [views.pooled(network, picture) for picture in views.photographs(data, split_files.load().train)]
+    clean = {"embedding": np.stack([one for one, _ in both]), "cells": np.concatenate([cells for _, cells in both])}
     scales = {}
-    for name, rows in (("embedding", np.stack(pooled)), ("cells", np.concatenate(cells))):
+    for name, features in clean.items():
+        rows = features.astype(np.float64)
         projection = getattr(network, name)
         mean_C, components_DC = principal(rows, projection.components_DC.shape[0])
         tensors[f"{name}.mean_C"] = mean_C.astype(np.float32)

@@ -1,0 +1,110 @@
+"""Rendered views of training photographs, through the trunk: what codecs and projections are fitted on.
+
+    python -m training.views --data DIR --out FILE [--per 20]
+
+Views are drawn by ``stemma.vision.benign`` with a generator seeded by (seed, photograph's name, number), so that a view
+does not depend on which photographs stand beside it. Features are kept from before any projection: N x per x 1280
+float32, in the split's order of names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from stemma.networks import weights as weights_files
+from stemma.networks.backbones import Lite0
+from stemma.networks.encoder import SIZES, EncoderNetwork, fill, squash
+from stemma.vision import benign
+from training import split as split_files
+
+Picture = NDArray[np.uint8]
+
+SEED = 20261124
+VIEWS_PER_PHOTOGRAPH = 20
+WORKING_SIDE_PX = 512
+"""Queries reach the encoder at working size, and so must these (config: decode.working_side_px)."""
+PROGRESS_EVERY = 25
+
+
+def photographs(data: Path, names: Iterable[str]) -> Iterator[Picture]:
+    """The named training photographs, uint8 RGB [H, W, 3], at stored size. Raises ``ValueError`` naming one not there."""
+    for name in names:
+        path = data / "photos" / "train" / name
+        bgr_HWC = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if bgr_HWC is None:
+            raise ValueError(f"{name} is not in {path.parent}; give the development data with --data")
+        yield np.asarray(cv2.cvtColor(bgr_HWC, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def generator(name: str, number: int, seed: int = SEED) -> np.random.Generator:
+    """The generator of one view, the same whatever else is rendered."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode()), number])
+
+
+def at_working_size(rgb_HWC: Picture, side_px: int = WORKING_SIDE_PX) -> Picture:
+    """As the decoder hands it on: long side at most ``side_px``, never enlarged."""
+    height, width = rgb_HWC.shape[:2]
+    share = side_px / max(height, width)
+    if share >= 1:
+        return rgb_HWC
+    size = (max(1, round(width * share)), max(1, round(height * share)))
+    return np.array(Image.fromarray(rgb_HWC).resize(size, Image.Resampling.LANCZOS))
+
+
+def render(picture: Picture, name: str, number: int, seed: int = SEED) -> Picture:
+    """Benign view ``number`` of a photograph, at working size."""
+    return at_working_size(benign.render(picture, generator(name, number, seed)).rgb_HWC)
+
+
+def network(folder: Path | None = None) -> EncoderNetwork:
+    """The network of some weights, folded and ready for one picture at a time."""
+    card, tensors = weights_files.read_tensors(folder)
+    made = EncoderNetwork(SIZES[card.size])
+    fill(made, tensors, subject=card.name)
+    if isinstance(made.trunk, Lite0):
+        made.trunk.fold()
+    ready: EncoderNetwork = made.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return ready
+
+
+def pooled(made: EncoderNetwork, picture: Picture) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(features [C] before the projection, cells [196, C']) of one picture."""
+    with torch.inference_mode():
+        image_B3HW = torch.from_numpy(squash(picture))[None].permute(0, 3, 1, 2).float()
+        pooled_BC, cells_BCHW = made.pooled(image_B3HW)
+        return pooled_BC[0].numpy(), cells_BCHW[0].flatten(1).T.numpy()
+
+
+def view_features(made: EncoderNetwork, data: Path, names: tuple[str, ...], per: int) -> NDArray[np.float32]:
+    """[N, per, C] of benign views, with a line of progress now and then."""
+    features = np.empty((len(names), per, made.size.features), np.float32)
+    for i, (name, picture) in enumerate(zip(names, photographs(data, names), strict=True)):
+        for number in range(per):
+            features[i, number] = pooled(made, render(picture, name, number))[0]
+        if i % PROGRESS_EVERY == 0:
+            print(f"{i} of {len(names)} photographs rendered", flush=True)
+    return features
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Render benign views of the 501 and keep their features.")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="a .npy file")
+    parser.add_argument("--per", type=int, default=VIEWS_PER_PHOTOGRAPH)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    np.save(args.out, view_features(network(), args.data, split_files.load().train, args.per))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
