@@ -22,14 +22,14 @@ class Envelope:
     """Wraps the app. ``proxy_echoes``: the HTTP proxy in front (Serve's) already echoes the request's own id."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, header_bytes_max: int, *, proxy_echoes: bool = False) -> None:
-        self._app = app
+        self.app = app
         self._metrics = metrics
         self._header_bytes_max = header_bytes_max
         self._proxy_echoes = proxy_echoes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         arrived = time.monotonic()
         given = Headers(scope=scope).get("x-request-id", "")
@@ -57,7 +57,7 @@ class Envelope:
                 )
                 await problem(refusal, request_id)(scope, receive, send_enveloped)
             else:
-                await self._app(scope, receive, send_enveloped)
+                await self.app(scope, receive, send_enveloped)
         finally:
             route = getattr(scope.get("route"), "path", "none")
             method = scope["method"] if scope["method"] in _METHODS else "other"

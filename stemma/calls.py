@@ -21,7 +21,7 @@ from stemma.packing import MEDIA_TYPE, unpack
 
 T = TypeVar("T")
 Image = bytes | str | Path
-BACKOFF_S = 0.1
+BACKOFF_S = 0.05
 BACKOFF_S_MAX = 5.0
 RETRIED = frozenset({429, 502, 503})  # refused before anything was done, or by a proxy in front
 

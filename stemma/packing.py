@@ -29,7 +29,7 @@ def unpack(body: bytes) -> Any:
     """What ``pack`` wrote, its arrays as numpy arrays. Raises ``ValueError`` for anything else."""
     try:
         return msgpack.unpackb(body, object_hook=_array)
-    except (msgpack.UnpackException, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:  # msgpack raises ValueError or a child of it
         raise ValueError(f"not msgpack of this contract: {error}") from error
 
 

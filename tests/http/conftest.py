@@ -123,7 +123,9 @@ class House:
     async def asked(self, method: str, url: str, **kwargs: Any) -> httpx.Response:
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://stemma") as client:
-            return await client.request(method, url, **kwargs)
+            request = client.build_request(method, url, **kwargs)
+            await request.aread()  # so that a failure can show what was sent
+            return await client.send(request)
 
     def raw(self, messages: Sequence[dict[str, Any]] | AsyncIterator[dict[str, Any]], **scope: Any) -> httpx.Response:
         """One request given as ASGI messages, for what no well-behaved client would send."""
