@@ -131,14 +131,17 @@ class Directory:
         self._epoch, self._candidate = epoch, None
         return self._propose(self._current.hosts, now_ms) if self._current is not None else ()
 
-    def announce(self, seq: int, now_ms: float, segments: Iterable[Unit] | None = None) -> tuple[Instruction, ...]:
-        """A commit is durable (or segments were sealed or merged): tell the hosts, confirm when it may count."""
+    def sealed(self, segments: Iterable[Unit], now_ms: float) -> tuple[Instruction, ...]:
+        """These are the segments there are now."""
+        self._segments = tuple(sorted(segments))
+        return self._decide(now_ms)
+
+    def announce(self, seq: int, now_ms: float) -> tuple[Instruction, ...]:
+        """A commit is durable: tell the hosts, confirm when it may count. To be said again until it is confirmed."""
         if seq > self._seq:
             self._seq = seq
         if seq > self._confirmed:
             self._announced.append((seq, now_ms))
-        if segments is not None:
-            self._segments = tuple(sorted(segments))
         instructions = self._decide(now_ms)
         unread = [self._orders(self.members[host]) for host in self.members.unread(seq)]
         if seq <= self._confirmed and not any(isinstance(each, Confirm) for each in instructions):

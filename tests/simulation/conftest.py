@@ -63,6 +63,7 @@ class Truth:
         self.by_id: dict[str, int] = {}
         self.seq = 0
         self.segments: tuple[Unit, ...] = ()
+        self._live: dict[int, list[Row]] = {}
 
     def commit(self, rng: random.Random) -> None:
         self.seq += 1
@@ -89,7 +90,12 @@ class Truth:
             self.segments = (*self.segments, Unit(sealed, whole, "segment"))
 
     def live(self, seq: int) -> list[Row]:
-        return [row for row in self.rows if row.added <= seq < self.deleted.get(row.row, ALIVE)]
+        """Rows that count at ``seq``, which is never later than now: what was read once stays so."""
+        known = self._live.get(seq)
+        if known is None:
+            known = [row for row in self.rows if row.added <= seq < self.deleted.get(row.row, ALIVE)]
+            self._live[seq] = known
+        return known
 
 
 def unit_of(row: int, segments: tuple[Unit, ...]) -> Unit:
@@ -214,8 +220,8 @@ class World:
         "breaker_open_ms": 300,
     }
     faults_end = 5_000.0
-    calm_end = 14_000.0
-    probe_from = 13_000.0
+    calm_end = 10_300.0
+    probe_from = 9_500.0
 
     def __init__(self, seed: int, *, faults: bool = True) -> None:
         self.seed = seed
@@ -274,9 +280,7 @@ class World:
             delay = self.rng.uniform(0.2, 3.0)
             if self.rng.random() < self._now(self.slow):
                 delay = self.rng.uniform(20, 250)
-            life_free = Process(target.name, 1, 0)  # a message waits for the process, not for one life of it
-            life_free.up = True
-            self.after(delay, None, lambda: self._deliver(target, act))
+            self.after(delay, None, lambda: self._deliver(target, act))  # to whichever life of it is up by then
 
     def _deliver(self, target: Process, act: Callable[[], None]) -> None:
         if target.up:
@@ -412,7 +416,9 @@ class World:
     def keep(self) -> None:
         assert self.directory is not None
         self.obey(self.directory.tick(self.keeper.clock(self.now)))
-        self.after(25.0, self.keeper, self.keep)
+        if self.rng.random() < 0.2:
+            self.obey(self.directory.sealed(self.truth.segments, self.keeper.clock(self.now)))
+        self.after(40.0, self.keeper, self.keep)
 
     def hear(self, beat: Beat) -> None:
         assert self.directory is not None
@@ -436,9 +442,9 @@ class World:
         if self.rng.random() < 0.12:
             self.truth.seal()
         seq, since = self.truth.seq, self.writer.clock(self.now)
-        self.announce(seq, self.truth.segments, since)
+        self.announce(seq, since)
 
-    def announce(self, seq: int, segments: tuple[Unit, ...], since: float) -> None:
+    def announce(self, seq: int, since: float) -> None:
         if self.acknowledged >= seq:
             return
         if self.writer.clock(self.now) - since >= self.settings.announce_ms:
@@ -448,10 +454,10 @@ class World:
         def arrive() -> None:
             assert self.directory is not None
             now = self.keeper.clock(self.now)
-            self.obey(self.directory.announce(seq, now, self.truth.segments))
+            self.obey(self.directory.announce(seq, now))
 
         self.send(self.writer, self.keeper, arrive)
-        self.after(60.0, self.writer, lambda: self.announce(seq, segments, since))
+        self.after(60.0, self.writer, lambda: self.announce(seq, since))
 
     def confirm(self, seq: int) -> None:
         if seq > self.acknowledged:
@@ -631,6 +637,16 @@ class World:
             ]
             assert len(overlooked) <= found.images_total - found.images_searched, "better images were overlooked"
 
+    def audit_healed(self) -> None:
+        """Faults have ended for a while: every host is routed again, trusted, and holds what it is asked for."""
+        assert self.directory is not None
+        view = self.directory.view(self.keeper.clock(self.now))
+        assert view.routing is not None and view.routing.host_ids == tuple(sorted(self.hosts)), view
+        assert not view.suspects, f"still suspect: {sorted(view.suspects)}"
+        assert view.routing.segments == self.truth.segments, "sealed segments were never routed"
+        for host in self.hosts.values():
+            assert host.hosting is not None and view.routing in host.hosting.held, f"{host.name} does not hold it"
+
     # ------------------------------------------------------------------ the play
 
     def mischief(self) -> None:
@@ -696,6 +712,7 @@ class World:
             self.now, _, act = heapq.heappop(self.events)
             act()
         assert self.acknowledged == self.truth.seq, "a commit was never acknowledged"
+        self.audit_healed()
         assert self.tally["healed"] > 0, "nobody could ask after all faults ended"
         for question in self.questions:
             ended = question.fan.finished or question.life != question.asker.life
