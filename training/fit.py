@@ -11,6 +11,7 @@ Everything is seeded and runs on one CPU thread.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,12 +79,12 @@ def fit_pca(data: Path, out: Path) -> weights_files.Card:
     )
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Fit the starter's projections, codec and threshold.")
     parser.add_argument("what", choices=("pca",))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=weights_files.resolve(None))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     card = fit_pca(args.data, args.out)
     weights_files.write_card(args.out, card)

@@ -36,7 +36,7 @@ PROGRESS_EVERY = 25
 
 
 def photographs(data: Path, names: Iterable[str]) -> Iterator[Picture]:
-    """The named training photographs, uint8 RGB [H, W, 3], at stored size. Raises ``ValueError`` naming one not there."""
+    """The named training photographs, uint8 RGB [H, W, 3], at stored size. Raises ``ValueError`` where one lacks."""
     for name in names:
         path = data / "photos" / "train" / name
         bgr_HWC = cv2.imread(str(path), cv2.IMREAD_COLOR)
@@ -68,11 +68,11 @@ def render(picture: Picture, name: str, number: int, seed: int = SEED) -> Pictur
 def network(folder: Path | None = None) -> EncoderNetwork:
     """The network of some weights, folded and ready for one picture at a time."""
     card, tensors = weights_files.read_tensors(folder)
-    made = EncoderNetwork(SIZES[card.size])
+    made = EncoderNetwork(SIZES[card.size]).eval()
     fill(made, tensors, subject=card.name)
     if isinstance(made.trunk, Lite0):
         made.trunk.fold()
-    ready: EncoderNetwork = made.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ready: EncoderNetwork = made.to(memory_format=torch.channels_last)
     return ready
 
 

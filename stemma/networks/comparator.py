@@ -1,4 +1,4 @@
-"""The comparator of the ``starter``: an aligned query against an original -> benign, manipulated or distinct, and where.
+"""The comparator of the ``starter``: an aligned query against an original -> benign, manipulated, distinct, and where.
 
 It differs from DIC's Image Comparator Network (``paper_comparator``) where facts/quality.md says what limits quality:
 alignment is a plane map made beforehand, features are EfficientNet-Lite0's at strides 4, 8 and 16, the photometric

@@ -59,7 +59,7 @@ PAPER = Size(
     mean_C=(123.675, 116.28, 103.53),
     deviation_C=(58.395, 57.12, 57.375),
 )
-SIZES = {size.name: size for size in (STARTER, PAPER)}
+SIZES: dict[str, Size] = {size.name: size for size in (STARTER, PAPER)}
 
 
 class Projection(nn.Module):
