@@ -2,10 +2,9 @@
 
 They work at the picture's own size: lengths stay in pixels as published (for 224), and elastic, whose lengths were
 given as shares of the side, follows the side. Frost is missing, because it needs photographs of ice. Three families
-differ from the published code on purpose: motion blur is centred on its pixel (theirs drags the picture by up to 12
-pixels, and an in-place change must not shift), and glass blur gathers from a random neighbour in one pass over all
-pixels where theirs swaps pixel by pixel in a loop 100 times slower; for the same reason fog takes its fractal noise
-level by level.
+differ from the published code on purpose: motion blur is symmetric (theirs is one-sided, which drags the picture by up
+to 12 pixels, and an in-place change must not shift); glass blur gathers from a random neighbour in one pass over all
+pixels, where theirs swaps pixel by pixel in a loop 100 times slower; fog takes its fractal noise level by level.
 """
 
 from __future__ import annotations
@@ -93,15 +92,17 @@ def _defocus_blur(rgb: Picture, level: int, rng: Rng) -> Picture:  # noqa: ARG00
 
 
 def _motion_kernel(radius: int, sigma: float, degrees: float) -> Float:
-    """A half Gaussian of 2 radius + 1 steps along a direction, drawn bilinearly, its centre of mass at the middle."""
+    """A Gaussian along a direction, drawn bilinearly, as wide as the published half Gaussian of 2 radius + 1 steps."""
     step = np.arange(2 * radius + 1)
-    weight = np.exp(-(step**2) / (2 * sigma**2))
+    half_gaussian = np.exp(-(step**2) / (2 * sigma**2))
+    half_gaussian /= half_gaussian.sum()
+    spread = math.sqrt(float((step**2 * half_gaussian).sum() - (step * half_gaussian).sum() ** 2))
+    along = np.arange(-radius, radius + 1)
+    weight = np.exp(-(along**2) / (2 * spread**2))
     weight /= weight.sum()
-    along = step - float((step * weight).sum())
-    half = math.ceil(float(np.abs(along).max())) + 1
-    x = along * math.cos(math.radians(degrees)) + half
-    y = along * math.sin(math.radians(degrees)) + half
-    kernel = np.zeros((2 * half + 2, 2 * half + 2))
+    x = along * math.cos(math.radians(degrees)) + radius + 1
+    y = along * math.sin(math.radians(degrees)) + radius + 1
+    kernel = np.zeros((2 * radius + 4, 2 * radius + 4))
     column, row = np.floor(x).astype(int), np.floor(y).astype(int)
     for dy, share_y in ((0, 1 - (y - row)), (1, y - row)):
         for dx, share_x in ((0, 1 - (x - column)), (1, x - column)):
@@ -110,7 +111,6 @@ def _motion_kernel(radius: int, sigma: float, degrees: float) -> Float:
 
 
 def _motion(picture: NDArray[np.generic], radius: int, sigma: float, degrees: float) -> NDArray[np.generic]:
-    # filter2D correlates; the kernel's centre of mass is at the middle, so its turning by 180 degrees does not shift.
     kernel = _motion_kernel(radius, sigma, degrees)
     return np.asarray(cv2.filter2D(picture, -1, kernel, borderType=cv2.BORDER_REFLECT_101))
 

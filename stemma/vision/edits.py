@@ -72,7 +72,7 @@ def manipulate(
     if unknown or not usable:
         raise ValueError(f"no kind of edit called {unknown or chosen} that can be made here; there are {KINDS}")
     kind = usable[int(rng.integers(len(usable)))]
-    # A picture that this kind cannot visibly change (a clone in a clear sky) gets a caption, which can be seen anywhere.
+    # What this kind cannot visibly change (a clone in a clear sky) gets a caption, which can be seen anywhere.
     for tried in (kind, "caption"):
         for _ in range(ATTEMPTS_MAX):
             share = math.exp(rng.uniform(math.log(AREA_MIN), math.log(AREA_MAX)))
