@@ -73,9 +73,9 @@ class EmbeddedShards:
         self._catalog.refresh()
         return find_identical(self._catalog, sha256, plan, self._limits)
 
-    async def metadata(self, image_ids: Sequence[str]) -> list[Metadata]:
+    async def metadata(self, rows: Sequence[int]) -> list[Metadata]:
         """See ``Shards.metadata``."""
-        return named_metadata(self._catalog, image_ids)
+        return named_metadata(self._catalog, rows)
 
 
 def find_identical(catalog: Catalog, sha256: str, plan: Plan, limits: LimitSettings) -> Found | None:
@@ -87,8 +87,9 @@ def find_identical(catalog: Catalog, sha256: str, plan: Plan, limits: LimitSetti
     if record is None or (condition is not None and condition.evaluate(record.metadata) is not True):
         return None
     total = catalog.snapshot().count(plan.as_of)
+    row = int(catalog.rows_of([record.image_id], as_of=plan.as_of)[0])
     return Found(
-        hits=(Hit(row=0, image_id=record.image_id, distance=0.0, refined_distance=0.0),),
+        hits=(Hit(row=row, image_id=record.image_id, distance=0.0, refined_distance=0.0),),
         images_searched=total,
         images_total=total,
         missing_hosts=(),
@@ -98,11 +99,11 @@ def find_identical(catalog: Catalog, sha256: str, plan: Plan, limits: LimitSetti
     )
 
 
-def named_metadata(catalog: Catalog, image_ids: Sequence[str]) -> list[Metadata]:
+def named_metadata(catalog: Catalog, rows: Sequence[int]) -> list[Metadata]:
     """Metadata in the order asked, with ``name`` added where the caller did not set one."""
-    if not image_ids:
+    if not rows:
         return []
-    columns = catalog.read(catalog.rows_of(image_ids), ["metadata", "source"])
+    columns = catalog.read(rows, ["metadata", "source"])
     pairs = zip(columns["metadata"], columns["source"], strict=True)
     return [{"name": source, **metadata} for metadata, source in pairs]
 

@@ -46,8 +46,11 @@ class Shards(Protocol):
         """The live original with exactly these bytes, under the query's filter and ``as_of``, as a ``Found`` of one."""
         ...
 
-    async def metadata(self, image_ids: Sequence[str]) -> list[Metadata]:
-        """Metadata of the winners, in order; ``name`` is what the original was called when it was ingested."""
+    async def metadata(self, rows: Sequence[int]) -> list[Metadata]:
+        """Metadata of the winners, in order, by row, since an image that was deleted meanwhile still has its row.
+
+        ``name`` is what the original was called when it was ingested.
+        """
         ...
 
 
@@ -212,7 +215,7 @@ async def _conclude(
 ) -> Answer:
     winners = found.hits[: plan.k]
     with stages.stage("metadata"):
-        metadata = await engine.shards.metadata([hit.image_id for hit in winners])
+        metadata = await engine.shards.metadata([hit.row for hit in winners])
     candidates = tuple(
         Candidate(
             image_id=hit.image_id,

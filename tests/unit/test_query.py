@@ -67,9 +67,9 @@ class FakeParts:
         same = sha256 == hashlib.sha256(KNOWN).hexdigest()
         return self._found((hit("known", distance=0.0, match=None),)) if same else None
 
-    async def metadata(self, image_ids: Sequence[str]) -> list[Metadata]:
+    async def metadata(self, rows: Sequence[int]) -> list[Metadata]:
         self.calls.append("metadata")
-        return [{"name": f"{image_id}.jpg"} for image_id in image_ids]
+        return [{"name": f"{row}.jpg"} for row in rows]
 
     def _found(self, hits: tuple[Hit, ...]) -> Found:
         return Found(

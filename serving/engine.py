@@ -1,0 +1,167 @@
+"""The engine of a served collection: the protocols of ``stemma/query.py`` over Serve handles, actors and threads.
+
+Usable from any asyncio process that Ray is connected to: the gateway's replica, the benchmark, the live tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
+
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from serving.asker import Asker, Hosts
+from stemma.api import CollectionStatus, DeleteResult, HostStatus, ImageRecord, IngestResult, Metadata
+from stemma.catalog import Catalog, Draft
+from stemma.config import DecodeSettings, Settings
+from stemma.embedded import find_identical, named_metadata, named_record
+from stemma.errors import StemmaError, Unavailable
+from stemma.flow import Encoded, Found, Pixels, ShardQuery
+from stemma.query import Plan
+from stemma.vision.decode import DecodePool
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Writer(Protocol):
+    """The one committer of a collection, and what the directory says of its hosts."""
+
+    async def commit(self, drafts: Sequence[Draft], *, replace: bool) -> IngestResult:
+        """Returns when the commit is synced and every host that may answer has read it."""
+        ...
+
+    async def delete(self, image_ids: Sequence[str]) -> DeleteResult:
+        """As ``commit``."""
+        ...
+
+    async def hosts(self) -> Sequence[HostStatus]:
+        """Every host that may be running. Raises ``Unavailable``."""
+        ...
+
+
+class ServedDecoder:
+    """Decodes in children of this process, waited for by threads of its own: a hostile picture holds nobody else up."""
+
+    def __init__(self, settings: DecodeSettings) -> None:
+        children = settings.children_per_core * (os.cpu_count() or 1)
+        self._pool = DecodePool(settings, children)
+        self._threads = ThreadPoolExecutor(children, thread_name_prefix="decode")
+
+    async def decode(self, body: bytes) -> Pixels:
+        """See ``Decoder.decode``."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._pool.decode, body)
+
+    def close(self) -> None:
+        self._pool.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class ServedEncoder:
+    """The encoder's deployment, asked through its Serve handle."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    async def encode(self, pixels: Pixels, *, mirrored: bool) -> Encoded:
+        """See ``Encoder.encode``. Raises ``Unavailable`` while no replica is there."""
+        try:
+            return cast(Encoded, await self._handle.encode.remote(pixels.rgb_HWC, mirrored))
+        except RayTaskError as error:
+            if isinstance(error.cause, StemmaError):
+                raise error.cause from error
+            raise
+        except (RayError, BackPressureError, DeploymentUnavailableError) as error:
+            raise Unavailable("the encoder cannot be reached; try again", retry_after_s=1.0) from error
+
+
+class ServedShards:
+    """Searches over the hosts, look-ups over a catalog that this process reads.
+
+    The catalog is caught up with before every look-up (one stat when there is nothing new), so whatever was
+    acknowledged to anybody is seen by the next request.
+    """
+
+    def __init__(self, catalog: Catalog, hosts: Hosts, settings: Settings) -> None:
+        self._catalog = catalog
+        self._limits = settings.limits
+        self.asker = Asker(hosts, settings)
+
+    async def search(self, query: ShardQuery, deadline_ms: float) -> Found:
+        """See ``Shards.search``."""
+        return await self.asker.search(query, deadline_ms)
+
+    async def identical(self, sha256: str, plan: Plan) -> Found | None:
+        """See ``Shards.identical``."""
+        return await fresh(self._catalog, find_identical, self._catalog, sha256, plan, self._limits)
+
+    async def metadata(self, rows: Sequence[int]) -> list[Metadata]:
+        """See ``Shards.metadata``."""
+        return await fresh(self._catalog, named_metadata, self._catalog, rows)
+
+
+class ServedOriginals:
+    """``Originals`` of one collection: read here, written by its one committer."""
+
+    def __init__(self, name: str, catalog: Catalog, shards: ServedShards, writer: Writer, weights: str) -> None:
+        self._name = name
+        self._catalog = catalog
+        self._shards = shards
+        self._writer = writer
+        self._weights = weights
+
+    async def ready(self) -> bool:
+        """A routing is in force, so every host in it has loaded what it serves."""
+        view = await self._shards.asker.view()
+        return view is not None and view.routing is not None
+
+    async def commit(self, drafts: Sequence[Draft], *, replace: bool) -> IngestResult:
+        return await self._writer.commit(drafts, replace=replace)
+
+    async def delete(self, image_ids: Sequence[str]) -> DeleteResult:
+        return await self._writer.delete(image_ids)
+
+    async def seq(self) -> int:
+        return await asyncio.to_thread(self._catalog.refresh)
+
+    async def find_sha256(self, sha256: str) -> ImageRecord | None:
+        return await fresh(self._catalog, self._catalog.find_sha256, sha256)
+
+    async def record(self, image_id: str) -> ImageRecord:
+        return named_record(await fresh(self._catalog, self._catalog.record, image_id))
+
+    async def pixels(self, image_id: str) -> bytes:
+        return await fresh(self._catalog, self._catalog.pixels, image_id)
+
+    async def status(self) -> CollectionStatus:
+        """Counts from the catalog, hosts from the directory; a directory that is down is a note."""
+        images = await fresh(self._catalog, self._catalog.__len__)
+        hosts: tuple[HostStatus, ...] = ()
+        notes: tuple[str, ...] = self._catalog.notes
+        try:
+            hosts = tuple(await self._writer.hosts())
+        except Unavailable as error:
+            notes = (*notes, error.detail)
+        return CollectionStatus(
+            name=self._name,
+            images=images,
+            seq=self._catalog.seq,
+            weights=self._catalog.weights or self._weights,
+            columns=dict(self._catalog.columns),
+            hosts=hosts,
+            notes=notes,
+        )
+
+
+async def fresh(catalog: Catalog, read: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """``read(...)`` in a thread, after catching up with what was committed."""
+
+    def caught_up() -> T:
+        catalog.refresh()
+        return read(*args, **kwargs)
+
+    return await asyncio.to_thread(caught_up)
