@@ -53,14 +53,23 @@ class Partition:
     ``Conflict`` when the codec was trained for another scale. Sets faiss to one thread in this process.
     """
 
-    def __init__(self, catalog: Readable, root: Path, settings: Settings, *, scale: float, codec: Codec) -> None:
+    def __init__(
+        self,
+        catalog: Readable,
+        root: Path,
+        settings: Settings,
+        *,
+        scale: float,
+        codec: Codec,
+        owns: Owns | None = None,
+    ) -> None:
         if codec.scale is not None and codec.scale != scale:
             detail = f"the codec was trained for scale {codec.scale}, the weights have {scale}; train it again"
             raise Conflict(detail, subject=codec.id)
         faiss.omp_set_num_threads(1)  # facts/index.md B4: oversubscribed OpenMP made p99 114 ms
         self._catalog, self._root, self._settings = catalog, root, settings
         self._scale, self.codec = scale, codec
-        self._owns: Owns = _everything
+        self._owns: Owns = owns or _everything
         self._refreshing, self._searching = threading.Lock(), threading.RLock()
         self._opened: dict[Name, Segment] = {}
         self._damaged: dict[Name, tuple[int, int] | None] = {}
