@@ -64,7 +64,7 @@ class Hosting:
             del self._held[min(self._held)]
         return True
 
-    def beat(self) -> Beat:
+    def beat(self, images: int = 0) -> Beat:
         self._beats += 1
         return Beat(
             host=self.host,
@@ -73,6 +73,7 @@ class Hosting:
             seq=self.seq,
             holds=tuple(sorted(self._held)),
             weight=self._weight,
+            images=images,
         )
 
     # ------------------------------------------------------------------ towards askers

@@ -39,6 +39,8 @@ class Beat:
     holds: tuple[Key, ...] = ()
     """Routings for which everything is loaded."""
     weight: float = 1.0
+    images: int = 0
+    """Live images in what it has loaded (for people)."""
 
 
 @dataclass(slots=True)
@@ -52,6 +54,7 @@ class Member:
     number: int = -1
     seq: int = -1
     holds: frozenset[Key] = frozenset()
+    images: int = 0
     gone: bool = False
     """Its process is known to have ended: it cannot answer anybody until it has joined again."""
     well_ms: float | None = None
@@ -109,7 +112,7 @@ class Members:
                 member.past.append(member.incarnation)
             member.incarnation, member.seq = beat.incarnation, -1
         member.gone = False
-        member.number, member.weight = beat.number, beat.weight
+        member.number, member.weight, member.images = beat.number, beat.weight, beat.images
         member.seq = max(member.seq, beat.seq)  # beats may overtake each other; commits are never unread
         member.holds = frozenset(beat.holds)
         if member.seq >= announced_seq:

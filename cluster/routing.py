@@ -64,7 +64,7 @@ class Routing:
     """Sorted by host."""
     copies: int
     segments: tuple[Unit, ...]
-    """Sealed segments, by row_lo; rows outside them are in tail blocks."""
+    """Sealed segments, by row_lo; rows behind the last one are in tail blocks."""
     tail_block_rows: int
 
     def __post_init__(self) -> None:
@@ -92,13 +92,19 @@ class Routing:
 
     def owners(self, unit: Unit) -> tuple[str, ...]:
         """Hosts that hold ``unit``, first choice first; empty for a unit that this routing does not know."""
-        return rendezvous(unit, self.hosts, self.copies) if self._knows(unit) else ()
-
-    def _knows(self, unit: Unit) -> bool:
         if unit.kind == "segment":
-            return unit in self._segments
+            return rendezvous(unit, self.hosts, self.copies) if unit in self._segments else ()
+        # A block whose beginning is sealed already stays with the owners of the whole block. Rows that are in a segment
+        # of this routing are nobody's as tail: a host that still has them there must not count them a second time.
         block = self.tail_block_rows
-        return unit.row_lo % block == 0 and unit.row_hi == unit.row_lo + block
+        if unit.row_hi % block or unit.row_hi - unit.row_lo > block or unit.row_lo < self.sealed_hi:
+            return ()
+        return rendezvous(Unit(unit.row_hi - block, unit.row_hi, "tail"), self.hosts, self.copies)
+
+    @cached_property
+    def sealed_hi(self) -> int:
+        """The first row that no segment can hold: the tail begins here."""
+        return self.segments[-1].row_hi if self.segments else 0
 
     @cached_property
     def _segments(self) -> frozenset[Unit]:
@@ -114,13 +120,12 @@ class Routing:
         return lambda unit: host in self.owners(unit)
 
     def tail_blocks(self, rows: int) -> tuple[Unit, ...]:
-        """Tail blocks of a catalog whose next row number is ``rows``, without those that segments cover whole."""
-        block, blocks = self.tail_block_rows, []
-        for row_lo in range(0, rows, block):
-            covered = sum(max(0, min(unit.row_hi, row_lo + block) - max(unit.row_lo, row_lo)) for unit in self.segments)
-            if covered < block:
-                blocks.append(Unit(row_lo, row_lo + block, "tail"))
-        return tuple(blocks)
+        """Tail blocks of a catalog whose next row number is ``rows``; a segment may cut the first one short."""
+        block, lo = self.tail_block_rows, self.sealed_hi
+        if lo >= rows:
+            return ()
+        numbers = range(lo // block, (rows - 1) // block + 1)
+        return tuple(Unit(max(lo, number * block), (number + 1) * block, "tail") for number in numbers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
