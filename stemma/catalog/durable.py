@@ -52,9 +52,6 @@ class Disk:
         """Put ``source`` in the place of ``target``; the caller syncs the folder."""
         source.replace(target)
 
-    def truncate(self, path: Path, size_bytes: int) -> None:
-        os.truncate(path, size_bytes)
-
     def remove(self, path: Path) -> None:
         path.unlink()
 
@@ -133,12 +130,12 @@ class Table:
     def open(cls, folder: Path, version: int, disk: Disk) -> Table:
         """The table at a version. Raises Corrupt."""
         with reading(f"version {version} of {folder.name}"):
-            return cls(lance.dataset(folder, version=version), folder, disk)
+            return cls(_at_version(lance.dataset(folder, version=version), version), folder, disk)
 
     def at(self, version: int) -> Table:
         """The same table at another version, sharing its caches."""
         with reading(f"version {version} of {self.folder.name}"):
-            return Table(self.dataset.checkout_version(version), self.folder, self._disk)
+            return Table(_at_version(self.dataset.checkout_version(version), version), self.folder, self._disk)
 
     def append(self, rows: pa.Table) -> tuple[Table, list[Path]]:
         """Rows added by one commit, all of it synced when this returns."""
@@ -202,6 +199,13 @@ class Table:
 
     def _data_files(self, fragments: Iterable[Any]) -> list[Path]:
         return [self.folder / "data" / file.path for fragment in fragments for file in fragment.files]
+
+
+def _at_version(dataset: Any, version: int) -> Any:
+    # A manifest of zeros, which a power cut can leave, opens as an empty table of version 0 (pylance 14.0.2).
+    if int(dataset.version) != version:
+        raise ValueError(f"its manifest says version {dataset.version}")
+    return dataset
 
 
 def manifest_path(folder: Path, version: int) -> Path:
