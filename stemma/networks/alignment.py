@@ -180,6 +180,28 @@ def fit_flow(flow_HW2: Flow, valid_HW: NDArray[np.bool_], settings: AlignmentSet
         yield np.asarray(perspective_33, np.float64)
 
 
+def lay(query_HWC: Picture, square_33: Map33, side_px: int) -> tuple[Picture, Picture]:
+    """The query in the original's square: (uint8 [side, side, 3], validity [side, side], 255 where it covers a pixel).
+
+    ``square_33`` goes from the query's square of ``side_px`` to the original's. Sampled at twice the size and averaged:
+    bilinear sampling at size would leave aliases of a large query that the original's square does not have.
+    """
+    double = 2 * side_px
+    grow_33 = geometry.scaling(2.0, 2.0)
+    sample_33 = geometry.inverse(grow_33 @ square_33 @ geometry.inverse(grow_33))
+    laid_HWC = geometry.warp(_square(query_HWC, double), sample_33, (double, double))
+    whole_HW = geometry.overlap((double, double), sample_33, (double, double))
+    valid_HW = (geometry.resize(whole_HW, (side_px, side_px)) == 255).astype(np.uint8) * 255
+    return geometry.resize(laid_HWC, (side_px, side_px)), valid_HW
+
+
+def to_square(transform_33: Map33, query_size: geometry.Size, original_size: geometry.Size, side_px: int) -> Map33:
+    """An ``Alignment``'s map, from pixels to pixels, as one between squares of ``side_px``; sizes are (w, h)."""
+    out = geometry.scaling(side_px / original_size[0], side_px / original_size[1]) @ transform_33
+    out = out @ geometry.scaling(query_size[0] / side_px, query_size[1] / side_px)
+    return np.asarray(out / out[2, 2], np.float64)
+
+
 class _Pair:
     """Two squares and their blurred greys."""
 

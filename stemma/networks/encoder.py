@@ -170,16 +170,17 @@ class Encoder:
     def encode_batch(self, pictures: Sequence[Picture], *, mirrored: bool) -> list[Encoded]:
         """As ``encode`` for each picture, with the same bits as alone."""
         views = [view for picture in pictures for view in _views(picture, mirrored)]
-        embedding_BD, cells_BNF = self._forward([squash(view) for view in views])
+        inputs = [squash(view) for view in views]
+        embedding_BD, cells_BNF = self._forward(inputs)
         step = 2 if mirrored else 1
         return [
             Encoded(
                 embedding_VD=embedding_BD[i : i + step],
                 cells_VNF=cells_BNF[i : i + step],
-                featureless=is_featureless(picture),
+                featureless=is_featureless(inputs[i], cells_BNF[i]),
                 weights=self.weights,
             )
-            for i, picture in zip(range(0, len(views), step), pictures, strict=True)
+            for i in range(0, len(views), step)
         ]
 
     def _forward(self, inputs: list[Picture]) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
