@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
@@ -65,6 +65,7 @@ def test_text_profiles_and_exif_are_counted_and_left_out(photo: Rgb, encoded: Sa
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @given(value=st.integers(0, 65_535))
+@settings(deadline=None)
 def test_orientation_is_1_to_8_or_else_1(order: str, value: int) -> None:
     want = value if 1 <= value <= 8 else 1
     entries = ((0x010F, 2, 1), (0x0112, 3, value), (0x8769, 4, 8))
@@ -74,6 +75,7 @@ def test_orientation_is_1_to_8_or_else_1(order: str, value: int) -> None:
 
 
 @given(st.binary(max_size=80))
+@settings(deadline=None)
 def test_no_exif_block_breaks_the_reader(junk: bytes) -> None:
     assert exif_orientation(junk) in range(1, 9)
     assert exif_orientation(b"II*\0" + junk) in range(1, 9)
@@ -82,6 +84,7 @@ def test_no_exif_block_breaks_the_reader(junk: bytes) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 @given(where=st.floats(0, 1), junk=st.binary(max_size=12))
+@settings(deadline=None)
 def test_no_body_breaks_the_reader(format: str, where: float, junk: bytes) -> None:
     body = _small(format)
     at = 12 + int(where * (len(body) - 12))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -44,6 +44,7 @@ def test_a_quarter_turn_is_rot90(photo_like: Callable[..., Rgb]) -> None:
 
 
 @given(DEGREES, FACTOR, FACTOR, DEGREES, st.floats(-20, 20))
+@settings(deadline=None)
 def test_the_inverse_takes_points_back(turn: float, sx: float, sy: float, lean: float, shift: float) -> None:
     there = (
         geometry.rotation(turn) @ geometry.scaling(sx, sy) @ geometry.shear(lean, 0) @ geometry.translation(shift, 3)
@@ -54,6 +55,7 @@ def test_the_inverse_takes_points_back(turn: float, sx: float, sy: float, lean: 
 
 
 @given(st.lists(st.floats(-8, 8), min_size=8, max_size=8))
+@settings(deadline=None)
 def test_corners_go_where_they_are_sent(moves: list[float]) -> None:
     corners_42 = np.array([[0.0, 0.0], [100.0, 0.0], [100.0, 80.0], [0.0, 80.0]])
     goals_42 = corners_42 + np.array(moves).reshape(4, 2)
@@ -75,6 +77,12 @@ def test_resize_keeps_the_mean_and_is_the_map_it_says(photo: Rgb) -> None:
         assert abs(out.mean() - photo.mean()) < 0.5
         back = geometry.scaling(width / size[0], height / size[1])
         assert np.corrcoef(geometry.warp(photo, back, size).ravel(), out.ravel())[0, 1] > 0.98
+
+
+def test_shrinking_averages_and_does_not_sample() -> None:
+    board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
+    # Every third of the side: sampling points would show the board again, in black and white.
+    assert geometry.resize(np.dstack([board] * 3), (21, 21)).std() < 20
 
 
 def test_overlap_is_where_centres_fall_inside() -> None:
