@@ -26,6 +26,7 @@ from stemma.catalog.encoding import READABLE, encode_tombstones
 from stemma.catalog.journal import Entry, FileDigest
 from stemma.catalog.schema import TOMBSTONE_SCHEMA
 from stemma.catalog.state import Now, read_tombstones
+from stemma.errors import Corrupt
 
 BATCH_ROWS = 256
 HISTORY_MAX = 1_000
@@ -162,11 +163,29 @@ def _rewritten_catalog(now: Now, groups: Sequence[Group], dropped_R: NDArray[np.
         if not group.rewrite:
             kept += [fragment.metadata for fragment in group.fragments]
         elif not dropped_R[group.first : group.end].all():
-            reader = pa.RecordBatchReader.from_batches(schema, _surviving(now, group, dropped_R))
-            new = now.catalog.write(reader, rows_per_file_max=max(fragment_rows, group.end - group.first))
+            new = _rewritten_group(now, group, dropped_R, fragment_rows)
             kept += new
             made += new
     return now.catalog.overwrite(schema, kept, made)[0]
+
+
+def _rewritten_group(now: Now, group: Group, dropped_R: NDArray[np.bool_], fragment_rows: int) -> list[Any]:
+    found: list[Corrupt] = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from _surviving(now, group, dropped_R)
+        except Corrupt as error:
+            found.append(error)  # Lance would hand it back as an OSError
+            raise
+
+    reader = pa.RecordBatchReader.from_batches(now.catalog.dataset.schema, batches())
+    try:
+        return now.catalog.write(reader, rows_per_file_max=max(fragment_rows, group.end - group.first))
+    except OSError as error:
+        if found:
+            raise found[0] from error
+        raise
 
 
 def _surviving(now: Now, group: Group, dropped_R: NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:

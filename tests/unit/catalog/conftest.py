@@ -38,7 +38,7 @@ def _draft(body: object, image_id: str | None = None, **changes: Any) -> Draft:
     return Draft(**values)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def draft() -> MakeDraft:
     """``draft(body, image_id=None, **fields)``: everything in it follows from ``body``."""
     return _draft
