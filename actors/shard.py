@@ -1,0 +1,217 @@
+"""A shard host: one per node, searches the units that routings put on it. Keeps nothing that its files do not have.
+
+A plain class without Ray: ``actors/launch.py`` makes it an actor with two concurrency groups, *search*
+(``cluster.threads_per_host`` threads) and *control*, so that a health check waits 2 ms under load instead of 14
+(facts/ray.md, section 2). It knows no collection until a directory gives it orders for one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import numpy as np
+
+from cluster.hosting import Hosting, Work
+from cluster.membership import Beat
+from cluster.placement import Orders
+from cluster.routing import Call, Routing
+from stemma.catalog import Catalog
+from stemma.config import Settings
+from stemma.errors import BadRequest, StaleRouting, StemmaError, Unavailable
+from stemma.flow import HostReply, ShardQuery, Unit
+from stemma.index.codec import Codec
+from stemma.index.partition import Partition
+from stemma.index.segment import segment_set
+from stemma.networks.weights import card, codec_folder
+
+Reply = HostReply | StemmaError
+
+
+def now_ms() -> float:
+    return time.monotonic() * 1e3
+
+
+def codec_wanted(settings: Settings, images: int) -> Codec:
+    """The codec of a collection of this size: ``stemma.collection.choose_codec`` without importing the networks."""
+    kind = settings.search.codec
+    if kind == "auto":
+        kind = "exact" if images <= settings.search.exact_images_max else "opq"
+    return Codec.unquantized() if kind == "exact" else Codec.load(codec_folder(kind, settings.encoder.weights))
+
+
+def codec_of(settings: Settings, root: Path, images: int) -> Codec:
+    """The codec to search with now. A collection that has outgrown exact search keeps it until the first segment of
+    its new codec is there: until then all of it would be tail."""
+    codec = codec_wanted(settings, images)
+    exact = Codec.unquantized()
+    outgrown = settings.search.codec == "auto" and not codec.exact
+    return exact if outgrown and not segment_set(root, codec) and segment_set(root, exact) else codec
+
+
+class Shard:
+    """The actor. ``host`` names it for good; each start of its process is another incarnation."""
+
+    def __init__(self, host: str, settings: Settings, weight: float = 1.0) -> None:
+        self._host, self._settings, self._weight = host, settings, weight
+        self._incarnation = uuid.uuid4().hex
+        self._shares: dict[str, Share] = {}
+        self._opening = threading.Lock()
+
+    def obey(self, url: str, orders: Orders) -> Beat:
+        """Do what the directory of the collection at ``url`` says, within a heartbeat or going on behind; tell of it.
+
+        Raises ``NotFound`` for a collection that this host cannot reach.
+        """
+        with self._opening:
+            share = self._shares.get(url)
+            if share is None:
+                share = self._shares[url] = Share(self._host, self._incarnation, url, self._settings, self._weight)
+        return share.obey(orders)
+
+    def search(self, url: str, call: Call, queries: Sequence[ShardQuery], left_ms: float) -> list[Reply]:
+        """One reply per query, for the units that ``call`` is for. A query that cannot be meant gets its error.
+
+        Raises ``StaleRouting``, ``DeadlineExceeded``, ``Unavailable``, ``Corrupt``.
+        """
+        share = self._shares.get(url)
+        if share is None:
+            raise StaleRouting(f"{self._host} has just started and holds no routing yet", subject=self._host)
+        return share.search(call, queries, left_ms)
+
+    def release(self, url: str) -> int:
+        """Close a collection; returns how many are left."""
+        share = self._shares.pop(url, None)
+        if share is not None:
+            share.close()
+        return len(self._shares)
+
+    def pid(self) -> int:
+        """The process of this incarnation."""
+        return os.getpid()
+
+
+class Share:
+    """What this host has of one collection. ``Hosting`` decides, this class obeys."""
+
+    def __init__(self, host: str, incarnation: str, url: str, settings: Settings, weight: float) -> None:
+        self._settings, self._root = settings, Path(url)
+        self._catalog = Catalog.open(url)
+        self._scale = card(settings.encoder.weights).embedding_scale
+        self._hosting = Hosting(host, incarnation, settings.cluster, weight=weight)
+        self._deciding = threading.Lock()
+        self._looking = threading.Lock()
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._loading: Future[None] | None = None
+        self._sealed: tuple[Unit, ...] = ()
+        self._counted: tuple[tuple[int, tuple[Unit, ...]], int] = (-1, ()), 0
+        began_ms = now_ms()
+        self._partition = self._open_partition()
+        self._saw(began_ms)
+
+    def _open_partition(self) -> Partition:
+        # Only what a routing puts here is read: a host that has just started holds none.
+        codec = codec_of(self._settings, self._root, len(self._catalog))
+        owns = self._hosting.holds()
+        return Partition(self._catalog, self._root, self._settings, scale=self._scale, codec=codec, owns=owns)
+
+    # ------------------------------------------------------------------ towards the directory
+
+    def obey(self, orders: Orders) -> Beat:
+        with self._deciding:
+            work = self._hosting.obey(orders, now_ms())
+        if self._loading is None and (work.look or work.prepare):
+            self._loading = self._loader.submit(self._work, work, orders.seq)
+        if self._loading is not None:
+            # A large segment takes longer than a heartbeat to load: the host must go on being heard meanwhile.
+            wait([self._loading], timeout=self._settings.cluster.heartbeat_ms / 1e3)
+            if self._loading.done():
+                done, self._loading = self._loading, None
+                done.result()  # what broke while loading is told to the directory, once
+        images = self._images()
+        with self._deciding:
+            return self._hosting.beat(images)
+
+    def _images(self) -> int:
+        """Live images in what is loaded."""
+        key = (self._partition.seq, self._partition.units)
+        if key != self._counted[0]:
+            snapshot = self._catalog.snapshot()
+            live_R = snapshot.row_R[snapshot.live()]
+            bounds = np.asarray([(unit.row_lo, unit.row_hi) for unit in key[1]], np.uint64).reshape(-1, 2)
+            counts = np.diff(np.searchsorted(live_R, bounds), axis=1)
+            self._counted = key, int(counts.sum())
+        return self._counted[1]
+
+    def _work(self, work: Work, announced: int) -> None:
+        if work.look:
+            self._look()
+        for routing in work.prepare:
+            self._prepare(routing, announced)
+
+    def _prepare(self, routing: Routing, announced: int) -> None:
+        if routing.segments != self._sealed:
+            self._look()  # it may name what was sealed a moment ago
+        if routing.segments != self._sealed:
+            return  # of an older or newer index than is on disk: not to be served from here
+        with self._deciding:
+            held, host = self._hosting.held, self._hosting.host
+        tests = [each.holds(host) for each in (*held, routing)]
+        self._partition.adopt(lambda unit: any(test(unit) for test in tests))
+        with self._deciding:
+            self._hosting.prepared(routing, announced)
+
+    def _look(self) -> None:
+        """Read what was committed and sealed since."""
+        with self._looking:
+            began_ms = now_ms()
+            self._partition.refresh()
+            if codec_of(self._settings, self._root, len(self._catalog)).id != self._partition.codec.id:
+                self._partition = self._open_partition()
+            self._saw(began_ms)
+
+    def _saw(self, began_ms: float) -> None:
+        self._sealed = segment_set(self._root, self._partition.codec)
+        with self._deciding:
+            self._hosting.looked(began_ms, max(self._partition.seq, self._hosting.seq))
+
+    # ------------------------------------------------------------------ towards askers
+
+    def search(self, call: Call, queries: Sequence[ShardQuery], left_ms: float) -> list[Reply]:
+        arrived_ms = now_ms()
+        at_least = max((query.min_version or 0 for query in queries), default=0)
+        with self._deciding:
+            routing = self._hosting.admit(call, left_ms)
+            stale = self._hosting.must_look(arrived_ms, at_least)
+        if stale:
+            self._look_within(left_ms)
+        if routing.segments != self._sealed:
+            raise StaleRouting(f"segments have changed since epoch {call.key.epoch}; refresh", subject=call.host)
+        with self._deciding:
+            self._hosting.admit(call, left_ms - (now_ms() - arrived_ms))
+        return self._search(queries, call, routing)
+
+    def _look_within(self, left_ms: float) -> None:
+        if not self._looking.acquire(timeout=max(0.0, left_ms) / 1e3):
+            raise Unavailable("the catalog could not be read in time", subject=self._hosting.host, retry_after_s=1.0)
+        self._looking.release()
+        self._look()
+
+    def _search(self, queries: Sequence[ShardQuery], call: Call, routing: Routing) -> list[Reply]:
+        owns = call.owns(routing)
+        try:
+            return list(self._partition.search(queries, owns))
+        except (BadRequest, Unavailable) as error:
+            if len(queries) == 1:
+                return [error]
+        # One query of the batch cannot be meant: the others are not to suffer for it.
+        return [reply for query in queries for reply in self._search([query], call, routing)]
+
+    def close(self) -> None:
+        self._loader.shutdown(wait=False, cancel_futures=True)
+        self._catalog.close()

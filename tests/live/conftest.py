@@ -1,0 +1,152 @@
+"""Collections of synthetic embeddings, served by real actors, asked through the real asker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stemma.catalog import Catalog, Draft
+from stemma.config import ClusterSettings, SearchSettings, Settings
+from stemma.flow import CELL_COUNT, CELL_DIM, EMBEDDING_DIM, Encoded, ShardQuery
+from stemma.index.codec import Codec
+from stemma.index.partition import Partition
+from stemma.networks.weights import card
+
+PIXELS = b"\xff\xd8 a working copy that nobody looks at \xff\xd9"
+CELLS = np.zeros((CELL_COUNT, CELL_DIM), np.int8)
+LEVELS = 3  # coarse values, so that distances tie
+
+
+def settings_of(copies: int = 1) -> Settings:
+    """Small blocks, so that every host owns something; quick to notice, slow to give up."""
+    return Settings(
+        cluster=ClusterSettings(
+            copies=copies,
+            heartbeat_ms=200,
+            suspect_after_ms=1_500,
+            dead_after_ms=4_000,
+            announce_ms=2_000,
+            host_deadline_ms=10_000,
+        ),
+        search=SearchSettings(tail_block_rows=64, tail_rows_max=256, shortlist=20),
+    )
+
+
+def drafts(numbers: Sequence[int], seed: int) -> list[Draft]:
+    """Pictures called by their number, with few distinct embeddings."""
+    made = []
+    for number in numbers:
+        rng = np.random.default_rng((seed, number % 97))
+        image_id = hashlib.sha256(f"{seed}:{number}".encode()).hexdigest()[:16]
+        made.append(
+            Draft(
+                image_id=image_id,
+                name=f"{number}.jpg",
+                sha256=hashlib.sha256(image_id.encode()).hexdigest(),
+                width=64,
+                height=48,
+                embedding_D=rng.integers(-LEVELS, LEVELS + 1, EMBEDDING_DIM).astype(np.int8),
+                cells_NF=CELLS,
+                pixels=PIXELS,
+                weights="synthetic",
+                job="live",
+                source=f"{number}.jpg",
+                metadata={},
+            )
+        )
+    return made
+
+
+def query(seed: int, *, shortlist: int = 20, as_of: int | None = None) -> ShardQuery:
+    rng = np.random.default_rng((7, seed))
+    views = rng.integers(-LEVELS, LEVELS + 1, (2, EMBEDDING_DIM)).astype(np.int8)
+    encoded = Encoded(embedding_VD=views, cells_VNF=None, featureless=False, weights="synthetic")
+    return ShardQuery(encoded=encoded, shortlist=shortlist, nprobe=10, as_of=as_of)
+
+
+class Served:
+    """One collection on the session's Ray: what a test needs to ask it and to hurt it."""
+
+    def __init__(self, url: Path, settings: Settings, seed: int) -> None:
+        self.url, self.settings, self.seed = str(url), settings, seed
+
+    def make(self, images: int) -> None:
+        with Catalog.create(self.url) as catalog:
+            for lo in range(0, images, 100):
+                catalog.commit(drafts(range(lo, min(images, lo + 100)), self.seed))
+
+    def drafts(self, numbers: Sequence[int]) -> list[Draft]:
+        return drafts(numbers, self.seed)
+
+    def embedded(self) -> Partition:
+        """The oracle: the same collection in one process."""
+        return Partition(
+            Catalog.open(self.url),
+            Path(self.url),
+            self.settings,
+            scale=card().embedding_scale,
+            codec=Codec.unquantized(),
+        )
+
+    def launch(self) -> Any:
+        from actors.launch import launch
+
+        return launch(self.url, self.settings)
+
+    def land(self) -> None:
+        from actors.launch import land
+
+        land(self.url)
+
+    @contextlib.asynccontextmanager
+    async def asked(self) -> AsyncIterator[tuple[Any, Any]]:
+        """An asker and a writer on this event loop."""
+        from actors.handles import connect
+        from serving.asker import Asker
+
+        hosts, writer = connect(self.url, self.settings)
+        yield Asker(hosts, self.settings), writer
+
+
+async def until(condition: Callable[[], Any], within_s: float, what: str) -> None:
+    """Wait for an awaitable condition."""
+    try:
+        async with asyncio.timeout(within_s):
+            while not await condition():
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        pytest.fail(f"after {within_s} s still not: {what}")
+
+
+@pytest.fixture
+def serve(ray_cluster: Any, tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    """``serve(images=, copies=)``: a collection whose actors run; they end with the test."""
+    running: list[Served] = []
+
+    def start(*, images: int, copies: int = 1, seed: int = 1, name: str = "c.stemma") -> Served:
+        served = Served(tmp_path / name, settings_of(copies), seed)
+        served.make(images)
+        served.launch()
+        running.append(served)
+        return served
+
+    yield start
+    for served in running:
+        served.land()
+
+
+@pytest.fixture
+def ask() -> Any:
+    return query
+
+
+@pytest.fixture
+def wait_until() -> Any:
+    return until
