@@ -38,7 +38,13 @@ class Envelope:
         path = _encoded_path(scope)
         # Ids may hold a slash, so routing must see the path as it was sent; the route decodes its own part of it.
         scope = {**scope, "path": path, "root_path": "", "state": {"request_id": request_id, "arrived": arrived}}
-        status = 500
+        status, body_open = 500, _has_body(scope)
+
+        async def receive_noted() -> Message:
+            nonlocal body_open
+            message = await receive()
+            body_open = body_open and bool(message.get("more_body", False))
+            return message
 
         async def send_enveloped(message: Message) -> None:
             nonlocal status
@@ -48,6 +54,10 @@ class Envelope:
                 headers.update(SECURITY_HEADERS)
                 if not (sane and self._proxy_echoes):
                     headers["x-request-id"] = request_id
+                if body_open:
+                    # The caller is still sending what was refused. Left open, the connection would be read for as long
+                    # as it sends (an endless body kept the proxy busy for 8 minutes until it was stopped).
+                    headers["connection"] = "close"
             await send(message)
 
         try:
@@ -55,9 +65,9 @@ class Envelope:
                 refusal = BadRequest(
                     f"path, query and headers may have {self._header_bytes_max} bytes together", subject="headers"
                 )
-                await problem(refusal, request_id)(scope, receive, send_enveloped)
+                await problem(refusal, request_id)(scope, receive_noted, send_enveloped)
             else:
-                await self.app(scope, receive, send_enveloped)
+                await self.app(scope, receive_noted, send_enveloped)
         finally:
             route = getattr(scope.get("route"), "path", "none")
             method = scope["method"] if scope["method"] in _METHODS else "other"
@@ -67,6 +77,11 @@ class Envelope:
 def _encoded_path(scope: Scope) -> str:
     raw: bytes | None = scope.get("raw_path")
     return raw.partition(b"?")[0].decode("latin-1") if raw else quote(scope["path"])
+
+
+def _has_body(scope: Scope) -> bool:
+    headers = Headers(scope=scope)
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
 
 
 def _header_bytes(scope: Scope) -> int:

@@ -196,7 +196,6 @@ class CollectionStatus(Wire):
     images: int
     seq: int
     weights: str
-    codec: str
     columns: dict[str, str] = {}
     hosts: tuple[HostStatus, ...] = ()
     notes: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -215,10 +215,11 @@ class Calls:
         path = f"{_image_path(image_id)}/pixels"
         return Call(method="GET", path=path, parameters=self._collection, read=bytes)
 
-    def deletes(self, image_ids: Sequence[str]) -> list[Call[DeleteResult]]:
-        if not image_ids:
+    def deletes(self, image_ids: str | Iterable[str]) -> list[Call[DeleteResult]]:
+        ids = [image_ids] if isinstance(image_ids, str) else list(image_ids)
+        if not ids:
             raise BadRequest("give at least one image_id", subject="image_id")
-        return [self._delete(image_id) for image_id in image_ids]
+        return [self._delete(image_id) for image_id in ids]
 
     def _delete(self, image_id: str) -> Call[DeleteResult]:
         return Call(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -62,7 +62,7 @@ class Client:
         """
         return self._do(self._calls.ingest(images, metadata, image_ids, replace, timeout_s))
 
-    def delete(self, *image_ids: str) -> DeleteResult:
+    def delete(self, image_ids: str | Iterable[str]) -> DeleteResult:
         """Forget originals; honoured by the next search. Ids that are not there are listed as missing."""
         return _together([self._do(call) for call in self._calls.deletes(image_ids)])
 
@@ -148,7 +148,7 @@ class AsyncClient:
         """See ``Client.ingest``."""
         return await self._do(self._calls.ingest(images, metadata, image_ids, replace, timeout_s))
 
-    async def delete(self, *image_ids: str) -> DeleteResult:
+    async def delete(self, image_ids: str | Iterable[str]) -> DeleteResult:
         """See ``Client.delete``."""
         return _together([await self._do(call) for call in self._calls.deletes(image_ids)])
 

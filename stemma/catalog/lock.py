@@ -22,7 +22,9 @@ class WriterLock:
 
     def __init__(self, root: Path) -> None:
         self._path = root / NAME
-        self._lock = FileLock(self._path, timeout=0)
+        self._lock = FileLock(
+            self._path, timeout=0, thread_local=False
+        )  # whichever thread asks: a committer has several
         try:
             self._lock.acquire()
         except Timeout as error:

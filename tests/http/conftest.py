@@ -102,7 +102,6 @@ class PlainOriginals:
             images=len(self.catalog),
             seq=self.catalog.seq,
             weights=CARD.digest,
-            codec="exact",
             columns=dict(self.catalog.columns),
         )
 

@@ -174,7 +174,7 @@ def test_questions_that_cannot_be_meant_are_refused_before_they_are_sent(tmp_pat
             lambda: client.search(b"x", k="many"),
             lambda: client.ingest(),
             lambda: client.ingest(b"x", metadata={"a": float("nan")}),
-            lambda: client.delete(),
+            lambda: client.delete([]),
             lambda: client.get(""),
         ):
             with pytest.raises(BadRequest):
@@ -205,7 +205,7 @@ def test_the_client_and_the_gateway_understand_each_other(
             assert (await client.pixels("../one & only"))[:2] == b"\xff\xd8"
             refused = await client.ingest(b"not a picture")
             assert refused.items[0].error is not None and refused.items[0].error.code == "unsupported_type"
-            gone = await client.delete("../one & only", "nobody")
+            gone = await client.delete(["../one & only", "nobody"])
             assert (gone.deleted, gone.missing) == (("../one & only",), ("nobody",))
             assert (await client.delete("../one & only")).missing == ("../one & only",)
             with pytest.raises(NotFound):

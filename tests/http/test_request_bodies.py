@@ -163,3 +163,16 @@ def test_a_form_reads_the_same_however_it_is_cut(parts: list[tuple[str, bytes]],
     assert [file.body for file in form.files] == [content if len(content) <= 50 else b"" for content in files]
     assert [file.error is not None for file in form.files] == [len(content) > 50 for content in files]
     assert form.fields.get("image_id", []) == [content for name, content in parts if name == "image_id"]
+
+
+def test_a_connection_is_closed_on_who_goes_on_sending_and_kept_otherwise(make_house: Any, picture: Any) -> None:
+    async def endless() -> AsyncIterator[dict[str, Any]]:
+        while True:
+            yield chunk(b"\xff" * 1000)
+
+    house = make_house(overrides=SMALL)
+    chunked = (b"transfer-encoding", b"chunked")
+    assert house.raw(endless(), headers=[chunked]).headers["connection"] == "close"
+    assert house.raw(endless(), headers=[(b"content-length", b"5000000")]).headers["connection"] == "close"
+    assert "connection" not in house.raw([chunk(picture(1), more=False)], headers=[chunked]).headers
+    assert "connection" not in house.ask("POST", "/v1/search?k=-1", content=picture(1)).headers

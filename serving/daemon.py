@@ -1,0 +1,51 @@
+"""The process behind ``stemma up``: ``python -m serving.daemon RUN_FOLDER``. Ray, actors, Serve live as long as it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import ray
+
+from serving.deploy import serve_down, serve_up, start_ray
+from serving.run import RunFolder, State, born, listening_ports
+from stemma.errors import StemmaError
+
+
+def main(folder: str) -> int:
+    """Serve what the run folder asks for until SIGTERM."""
+    run = RunFolder(Path(folder))
+    collections, settings = run.request()
+    over = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: over.set())
+    pid = os.getpid()
+    state = State(
+        pid=pid,
+        born=born(pid) or "",
+        step="starting",
+        doing="starting Ray",
+        url=f"http://{settings.serve.host}:{settings.serve.port}",
+        collections=collections,
+    )
+    run.write(state)
+    try:
+        start_ray()
+        run.write(replace(state, doing="loading shards and networks"))
+        serve_up(collections, settings)
+    except StemmaError as error:
+        run.write(replace(state, step="failed", doing="", error=error.problem()))
+        return 2
+    run.write(replace(state, step="ready", doing="", ports=listening_ports(os.getsid(0))))
+    over.wait()
+    serve_down(collections)
+    ray.shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,120 @@
+"""Ray and Serve around the gateway: ``serve_up`` starts all that serves some collections, ``serve_down`` ends it.
+
+One deployment takes HTTP and drives everything; the encoder is another. No further hops: with the default proxy a chain
+of three costs 19 ms (facts/ray.md).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+
+from serving.encoder import encoder_app
+from serving.engine import ServedDecoder, ServedEncoder, ServedOriginals, ServedShards
+from serving.gateway import build_app
+from serving.served import Served
+from stemma.catalog import Catalog
+from stemma.config import Settings
+from stemma.errors import Conflict
+from stemma.networks.weights import card
+from stemma.query import Engine
+
+APP = "stemma"
+ONGOING_MAX = 1024
+"""Requests inside one gateway replica. Far above its places, so that a refusal is ours (a problem document) and not the
+proxy's; what waits here holds no body."""
+SHUTDOWN_S = 2.0
+
+
+@serve.ingress()
+class Gateway:
+    """A replica of the gateway: opens the catalogs, connects to the hosts, and answers HTTP."""
+
+    def __init__(self, collections: Mapping[str, str], settings: Settings, encoder: Any) -> None:
+        self._settings = settings
+        decoder = ServedDecoder(settings.decode)
+        self._served = {
+            name: connect(name, url, settings, decoder, ServedEncoder(encoder)) for name, url in collections.items()
+        }
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return build_app(self._served, self._settings, proxy_echoes=True)
+
+
+def connect(name: str, url: str, settings: Settings, decoder: ServedDecoder, encoder: ServedEncoder) -> Served:
+    """One collection whose actors run, as this process reads and asks it."""
+    from actors.handles import connect as connect_actors
+
+    known = card(settings.encoder.weights)
+    catalog = Catalog.open(url)
+    hosts, writer = connect_actors(url, settings)
+    shards = ServedShards(catalog, hosts, settings)
+    return Served(
+        name=name,
+        engine=Engine(decoder=decoder, encoder=encoder, shards=shards, card=known, settings=settings),
+        originals=ServedOriginals(name, catalog, shards, writer, known.digest),
+    )
+
+
+def check_weights(collections: Mapping[str, str], settings: Settings) -> None:
+    """Create what is not there yet; raise ``Conflict`` for a collection that other weights have made."""
+    digest = card(settings.encoder.weights).digest
+    for url in collections.values():
+        if not (Path(url) / "catalog.lance").is_dir():
+            Catalog.create(url).close()
+        made_by = Catalog.open(url).weights
+        if made_by not in (None, digest):
+            raise Conflict(f"made by weights {made_by}, served with {digest}: give encoder.weights", subject=url)
+
+
+def serve_up(collections: Mapping[str, str], settings: Settings) -> None:
+    """Start actors, encoder and gateway on the Ray that this process is connected to; returns when they are deployed.
+
+    Raises ``Conflict`` for other weights or a collection that another process writes.
+    """
+    from actors.launch import launch
+
+    check_weights(collections, settings)
+    for url in collections.values():
+        launch(url, settings)
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": settings.serve.host, "port": settings.serve.port, "request_timeout_s": None},
+    )
+    deployment = serve.deployment(
+        name="gateway",
+        num_replicas=settings.serve.gateways,
+        max_ongoing_requests=ONGOING_MAX,
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=SHUTDOWN_S,
+        graceful_shutdown_wait_loop_s=0.1,
+        max_surge_percent=100,
+    )
+    app = deployment(Gateway).bind(dict(collections), settings, encoder_app(settings.encoder))
+    serve.run(app, name=APP, route_prefix="/")
+
+
+def serve_down(collections: Mapping[str, str]) -> None:
+    """End what ``serve_up`` started; Ray itself goes on."""
+    from actors.launch import land
+
+    serve.shutdown()
+    for url in collections.values():
+        land(url)
+
+
+def start_ray() -> None:
+    """A local Ray for one machine. Its environment (``serving.run.environment``) must be that of this process already:
+    Ray reads it when it is imported."""
+    ray.init(
+        num_cpus=max(8, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=False,
+        namespace=APP,
+        configure_logging=False,
+    )
