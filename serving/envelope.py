@@ -15,6 +15,7 @@ from serving.replies import SECURITY_HEADERS, problem
 from stemma.errors import BadRequest
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+DRAINED_BYTES_MAX = 1 << 20  # of a refused body that is read to its end, so that the connection can be used again
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
@@ -38,7 +39,7 @@ class Envelope:
         path = _encoded_path(scope)
         # Ids may hold a slash, so routing must see the path as it was sent; the route decodes its own part of it.
         scope = {**scope, "path": path, "root_path": "", "state": {"request_id": request_id, "arrived": arrived}}
-        status, body_open = 500, _has_body(scope)
+        status, body_open = 500, _long_body(scope)
 
         async def receive_noted() -> Message:
             nonlocal body_open
@@ -79,9 +80,11 @@ def _encoded_path(scope: Scope) -> str:
     return raw.partition(b"?")[0].decode("latin-1") if raw else quote(scope["path"])
 
 
-def _has_body(scope: Scope) -> bool:
+def _long_body(scope: Scope) -> bool:
     headers = Headers(scope=scope)
-    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+    announced = headers.get("content-length", "0")
+    short = announced.isdigit() and len(announced) < 12 and int(announced) <= DRAINED_BYTES_MAX
+    return "transfer-encoding" in headers or not short
 
 
 def _header_bytes(scope: Scope) -> int:
