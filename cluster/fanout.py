@@ -303,7 +303,7 @@ class Fanout:
                 again.append(at)
             else:
                 actions.append(self._finish(at))
-        return (*actions, *self._begin(tuple(again), frozenset(stage.round.failed_hosts), now_ms))
+        return (*actions, *self._begin(tuple(again), stage.round.mute_hosts, now_ms))
 
     def _note(self, position: int, taken: Taken) -> ShardQuery | None:
         """Keep the better answer; returns the question to ask once more, if the answer cannot stand yet."""

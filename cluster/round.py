@@ -79,6 +79,12 @@ class Round:
         return self._nodes[path].waiting
 
     @property
+    def mute_hosts(self) -> frozenset[str]:
+        """Hosts that failed and answered nothing: a further round need not wait for them again."""
+        heard = {path[-1] for path, node in self._nodes.items() if node.replies is not None}
+        return frozenset(self.failed_hosts - heard)
+
+    @property
     def settled(self) -> bool:
         """Nothing that could still come would change what is taken."""
         return all(self._done(node) for node in self._roots)
