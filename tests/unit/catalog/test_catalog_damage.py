@@ -63,9 +63,20 @@ def test_a_flipped_byte_is_refused_or_changes_nothing_and_fsck_finds_it(sound: P
                 assert everything(url) == whole, f"{path.name} byte {at}"
             except (Corrupt, NotFound):
                 refused += 1
-            assert not fsck(url).ok, f"{path.name} byte {at} of {len(body)}"
+            assert not fsck(url, rows=False).ok, f"{path.name} byte {at} of {len(body)}"
         broken.write_bytes(body)
     assert refused > len(files)
+
+
+def test_damage_that_ends_the_process_that_reads_it_is_reported(sound: Path, tmp_path: Path) -> None:
+    """A NUL in a name inside a Lance footer aborts the reader (pylance 14.0.2); fsck outlives it and says so."""
+    url = tmp_path / "photos.stemma"
+    shutil.copytree(sound, url)
+    path = next((url / "tombstones.lance" / "data").iterdir())
+    path.write_bytes(path.read_bytes().replace(b"/lance.encodings.Col", b"/lance.enc\0dings.Col"))
+    report = fsck(url)
+    assert any(path.name in problem for problem in report.problems)
+    assert any("ends the process" in problem for problem in report.problems)
 
 
 def test_a_missing_file_is_named(sound: Path, tmp_path: Path) -> None:
