@@ -24,6 +24,7 @@ from evaluation.agreement import differences
 from evaluation.pictures import PHOTOGRAPHS, SEED, STRANGERS, jpeg, render, write_collection
 from evaluation.questions import KINDS, TARGETS, Picture, Question, questions
 from evaluation.questions import STRANGERS as STRANGER_COUNT
+from evaluation.scenes import STRANGE
 from stemma import report
 from stemma.api import Answer, Ask, ImageRecord
 from stemma.collection import open as open_collection
@@ -36,9 +37,6 @@ CORRECT_SHARE_MIN = 0.97
 K = 10
 DEADLINE_MS = 60_000
 """A question of the demo never fails for a busy machine; the times are in the table."""
-STRANGER_NUMBERS = 100_000
-"""Rendered strangers are numbered from here: never ingested, whatever the number of distractors."""
-
 Hosting = Callable[[str, Settings], AbstractContextManager["Asked"]]
 """Serves the collection at a URL and yields what can be asked; stops what it started, whatever happens."""
 
@@ -153,12 +151,11 @@ def fresh(collection: Path) -> Path:
 
 
 def _questions(folder: Path, own: bool, records: Sequence[ImageRecord], settings: Settings) -> list[Question]:
-    """Questions about the photographs and a few rendered pictures, or about a draw from the user's own folder."""
+    """Questions about the photographs, or about a draw from the user's own folder."""
     known = {record.image_id for record in records}
     by_source = {record.source: record for record in records}
     if own:
         sources = [photograph.file for photograph in PHOTOGRAPHS]
-        sources += sorted(set(by_source) - set(sources))[: TARGETS - len(sources)]
     else:
         order = np.random.default_rng(SEED).permutation(len(by_source))
         sources = [sorted(by_source)[i] for i in order[:TARGETS]]
@@ -166,9 +163,8 @@ def _questions(folder: Path, own: bool, records: Sequence[ImageRecord], settings
         originals = [_picture(decoder, source, (folder / source).read_bytes()) for source in sources]
         outside = STRANGERS if own else (*STRANGERS, *PHOTOGRAPHS)
         bodies = [(photograph.file, photograph.path().read_bytes()) for photograph in outside]
-        numbers = range(STRANGER_NUMBERS, STRANGER_NUMBERS + STRANGER_COUNT)
-        bodies += [(f"stranger-{number}.jpg", jpeg(render(SEED, number))) for number in numbers]
-        strangers = [_picture(decoder, *each) for each in bodies[:STRANGER_COUNT]]
+        drawn = [(f"stranger-{n}.jpg", jpeg(render(SEED, n, tuple(STRANGE)))) for n in range(STRANGER_COUNT)]
+        strangers = [_picture(decoder, *each) for each in (*bodies, *drawn)[:STRANGER_COUNT]]
     return questions(originals, [picture for picture in strangers if picture.image_id not in known])
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from evaluation.scenes import SCENES
+from evaluation.scenes import SCENES, STRANGE
 from stemma.errors import NotFound
 from stemma.flow import Bytes3
 from stemma.terminal import progress
@@ -76,21 +77,21 @@ PHOTOGRAPHS: tuple[Photograph, ...] = (
     Photograph(package="sklearn", file="flower.jpg", credit="CC BY 2.0, vultilion"),
 )
 STRANGERS: tuple[Photograph, ...] = (
-    # Photographs too, but of pages or through a microscope: not in the collection, and nothing like it is.
-    _skimage("cell.png", "CC0, Pau Gouveia and others"),
+    # Photographs too, but no natural ones: two pages and a close-up of an eye's vessels.
     _skimage("page.png", "scikit-image"),
-    _skimage("text.png", "public domain, Wikimedia Commons"),
+    _skimage("text.png", "public domain, Wikipedia"),
+    _skimage("microaneurysms.png", "CC0, Andreas Maier"),
 )
 
 
-def render(seed: int, number: int) -> Bytes3:
-    """Rendered picture ``number`` of a seed, uint8 [H, W, 3]; the kinds take turns, so 15 in a row differ in kind."""
+def render(seed: int, number: int, kinds: Sequence[str] = tuple(SCENES)) -> Bytes3:
+    """Rendered picture ``number`` of a seed, uint8 [H, W, 3]: ``kinds`` take turns, so neighbours differ in kind."""
     rng = np.random.default_rng([seed, number])
     # Sides are multiples of 16: Fourier transforms of other lengths cost up to three times as much.
     longer, ratio = 16 * int(rng.integers(SIDES_PX[0] // 16, SIDES_PX[1] // 16 + 1)), float(rng.choice(RATIOS))
     shorter = 16 * round(longer * ratio / 16)
     height, width = (shorter, longer) if rng.random() < 0.75 else (longer, shorter)
-    picture = list(SCENES.values())[number % len(SCENES)](height, width, rng)
+    picture = {**SCENES, **STRANGE}[kinds[number % len(kinds)]](height, width, rng)
     return _photographed(picture, rng)
 
 

@@ -15,6 +15,8 @@ from stemma.vision import benign, edits
 
 Kind = Literal["untouched", "benign", "manipulated", "both", "stranger"]
 KINDS: tuple[Kind, ...] = ("untouched", "benign", "manipulated", "both", "stranger")
+SEVERITIES = (1, 2, 3)
+"""What a picture meets on its way through the web. What all five severities do is measured by ``stemma evaluate``."""
 EDITED: tuple[Kind, ...] = ("benign", "manipulated", "both")
 TARGETS = 20
 """Originals that are asked about, each in three ways; fewer originals are asked more often."""
@@ -83,7 +85,7 @@ def _edited(picture: Picture, kind: Kind, rng: np.random.Generator, donors: Sequ
         rgb_HWC = edit.rgb_HWC
         made.append(edit.kind)
     if kind != "manipulated":
-        shown = benign.render(rgb_HWC, rng)
+        shown = benign.render(rgb_HWC, rng, severities=SEVERITIES)
         rgb_HWC = shown.rgb_HWC
         made += shown.log
     return _question(picture, kind, ", ".join(made), jpeg(rgb_HWC), picture.image_id)
@@ -92,7 +94,7 @@ def _edited(picture: Picture, kind: Kind, rng: np.random.Generator, donors: Sequ
 def _stranger(picture: Picture, rng: np.random.Generator, *, changed: bool) -> Question:
     if not changed:
         return _question(picture, "stranger", "not in the collection", picture.body, None)
-    shown = benign.render(picture.rgb_HWC, rng)
+    shown = benign.render(picture.rgb_HWC, rng, severities=SEVERITIES)
     return _question(picture, "stranger", ", ".join(["not in the collection", *shown.log]), jpeg(shown.rgb_HWC), None)
 
 

@@ -1,4 +1,4 @@
-"""Fourteen kinds of rendered scene, as different as they can be drawn cheaply: the distractors of the demo.
+"""Kinds of rendered scene, as different as they can be drawn cheaply: the distractors and strangers of the demo.
 
 A scene takes (height, width, rng) and gives a picture [H, W, 3] float32 in 0..1. Nothing in them is a photograph.
 """
@@ -13,6 +13,7 @@ import numpy as np
 from evaluation.fields import Field, Rng, cloud, grid, lit, paint, palette, unit, warped
 
 Scene = Callable[[int, int, Rng], Field]
+Window = tuple[slice, slice]
 
 
 def _canvas(height: int, width: int, rng: Rng) -> Field:
@@ -29,6 +30,14 @@ def _point(height: int, width: int, rng: Rng) -> tuple[int, int]:
     return int(rng.integers(width)), int(rng.integers(height))
 
 
+def _around(u: float, v: float, radius: float, height: int, width: int) -> tuple[Window, Field, Field]:
+    """The part of a picture around a point, as a window and the x and y of its pixels."""
+    x0, x1 = max(0, int(u - radius)), min(width, int(u + radius) + 1)
+    y0, y1 = max(0, int(v - radius)), min(height, int(v + radius) + 1)
+    y, x = np.mgrid[y0:y1, x0:x1].astype(np.float32)
+    return (slice(y0, y1), slice(x0, x1)), x, y
+
+
 def mountains(height: int, width: int, rng: Rng) -> Field:
     """Ridges behind ridges in haze, under a sky."""
     x, y = grid(height, width)
@@ -37,14 +46,14 @@ def mountains(height: int, width: int, rng: Rng) -> Field:
     )
     sun = np.exp(-((x - rng.uniform(-1, 1)) ** 2 + (y - rng.uniform(-0.6, 0)) ** 2) / rng.uniform(0.004, 0.08))
     out, haze = np.clip(sky + rng.uniform(0, 0.7) * sun[..., None], 0, 1), sky[height // 3].mean(0)
-    layers, colours = int(rng.integers(3, 8)), palette(rng, 4)
+    layers, colours, rock = int(rng.integers(3, 8)), palette(rng, 4), cloud(height, width, rng, slope=1.0)
     for layer in range(layers):
         near = (layer + 1) / layers
         profile = cloud(1, width, rng, slope=rng.uniform(0.9, 1.5))[0]
         edge = height * (0.25 + 0.65 * near - rng.uniform(0.1, 0.35) * profile)
         body = np.arange(height)[:, None] > edge[None]
-        ground = paint(unit(cloud(height, width, rng, slope=1.0)) * near, colours)
-        out = np.where(body[..., None], haze * (1 - near) + ground * near, out)
+        ground = paint(np.roll(rock, int(rng.integers(width)), 1) * near, colours)
+        out[body] = (haze * (1 - near) + ground * near)[body]
     return out.astype(np.float32)
 
 
@@ -188,12 +197,12 @@ def hide(height: int, width: int, rng: Rng) -> Field:
 def balls(height: int, width: int, rng: Rng) -> Field:
     """Shaded spheres that lie on something."""
     out, light = _canvas(height, width, rng), rng.normal(0, 1, 2)
-    x, y = np.meshgrid(np.arange(width), np.arange(height))
     sizes = np.sort(rng.uniform(12, 0.3 * height, int(rng.integers(4, 22))))
     for radius in sizes if rng.random() < 0.5 else sizes[::-1]:
         u, v = rng.uniform(0, width), rng.uniform(0, height)
+        here, x, y = _around(u, v, 2.5 * radius, height, width)
         shadow = np.exp(-(((x - u - 0.4 * radius) / radius) ** 2 + ((y - v - 0.5 * radius) / radius) ** 2) * 1.5)
-        out *= (1 - 0.4 * shadow)[..., None]
+        out[here] *= (1 - 0.4 * shadow)[..., None]
         dx, dy = (x - u) / radius, (y - v) / radius
         inside = dx**2 + dy**2 < 1
         z = np.sqrt(np.clip(1 - dx**2 - dy**2, 0, 1))
@@ -203,8 +212,8 @@ def balls(height: int, width: int, rng: Rng) -> Field:
             * (0.75 + 0.25 * np.sign(np.sin(rng.uniform(0, 14) * (dx + rng.uniform(-1, 1) * dy))))[..., None]
         )
         ball = skin * bright[..., None] + 0.8 * (bright[..., None] ** rng.uniform(15, 60))
-        out[inside] = np.clip(ball, 0, 1)[inside]
-    return out.astype(np.float32)
+        out[here][inside] = np.clip(ball, 0, 1)[inside]
+    return out
 
 
 def strokes(height: int, width: int, rng: Rng) -> Field:
@@ -227,10 +236,10 @@ def strokes(height: int, width: int, rng: Rng) -> Field:
 def flowers(height: int, width: int, rng: Rng) -> Field:
     """Blossoms of many petals over leaves."""
     out, colours = leaves(height, width, rng) * np.float32(rng.uniform(0.3, 0.7)), palette(rng, 4)
-    x, y = np.meshgrid(np.arange(width), np.arange(height))
     for _ in range(int(rng.integers(2, 12))):
         u, v = _point(height, width, rng)
         radius = rng.uniform(0.08, 0.33) * height
+        here, x, y = _around(u, v, radius, height, width)
         petals, sharp = int(rng.integers(4, 14)), rng.uniform(0.15, 0.6)
         turn, far = np.arctan2(y - v, x - u), np.hypot(x - u, y - v) / radius
         edge = 1 - sharp + sharp * np.abs(np.cos(petals * turn / 2 + rng.uniform(0, 6)))
@@ -238,7 +247,7 @@ def flowers(height: int, width: int, rng: Rng) -> Field:
         tone = np.clip(far / edge * rng.uniform(0.6, 1) + 0.1 * np.cos(petals * 3 * turn), 0, 1)
         bloom = paint(tone.astype(np.float32), colours)
         bloom[far < rng.uniform(0.12, 0.3)] = _colour(rng)
-        out[inside] = bloom[inside]
+        out[here][inside] = bloom[inside]
     return np.asarray(out, np.float32)
 
 
@@ -291,10 +300,7 @@ SINGLE: dict[str, Scene] = {
     "forest": forest,
     "water": water,
     "hide": hide,
-    "balls": balls,
     "strokes": strokes,
-    "flowers": flowers,
-    "fractal": fractal,
     "fields": fields_from_above,
 }
 
@@ -313,3 +319,5 @@ def collage(height: int, width: int, rng: Rng) -> Field:
 
 
 SCENES: dict[str, Scene] = {**SINGLE, "collage": collage}
+STRANGE: dict[str, Scene] = {"balls": balls, "flowers": flowers, "fractal": fractal}
+"""Kinds that no collection of the demo holds: its strangers. Two Julia sets verify as one picture, and rightly so."""

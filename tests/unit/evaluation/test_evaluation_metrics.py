@@ -19,7 +19,7 @@ COUNTS = st.integers(0, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.j
 @pytest.mark.parametrize(("right", "low", "high"), [(190, 0.981, 1.0), (188, 0.963, 0.999), (186, 0.947, 0.994)])
 def test_the_interval_is_the_one_our_facts_state(right: int, low: float, high: float) -> None:
     found = share(right, 190)
-    assert (round(found.low, 3), round(found.high, 3)) == (low, high)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-3)
 
 
 @given(COUNTS)
