@@ -140,8 +140,9 @@ def _print_demo(outcome: Outcome, out: Path) -> None:
         f"embedded and served answers are {equal}.",
         highlight=False,
     )
-    for name, apart in outcome.disagreements.items():
-        console.print(f"[red]differ on {escape(name)}:[/red] {escape('; '.join(apart))}", highlight=False)
+    for reply in outcome.disagreements:
+        said = f"[red]differ on {escape(reply.question.name)}:[/red] {escape('; '.join(reply.apart))}"
+        console.print(said, highlight=False)
     console.print(f"See {escape(str(out / 'report.html'))}", highlight=False)
 
 

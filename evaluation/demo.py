@@ -62,6 +62,11 @@ class Reply:
         """Both ways gave the right original."""
         return self.question.right(self.embedded) and self.question.right(self.served)
 
+    @property
+    def apart(self) -> list[str]:
+        """In what the two answers differ."""
+        return differences(self.embedded, self.served)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -70,7 +75,6 @@ class Outcome:
     replies: list[Reply]
     images: int
     seconds: float
-    disagreements: dict[str, list[str]]
     names: dict[str, str]
     """Names by image id."""
 
@@ -78,6 +82,10 @@ class Outcome:
     def passed(self) -> bool:
         """Enough right answers, and both ways the same."""
         return self.correct >= CORRECT_SHARE_MIN * len(self.replies) and not self.disagreements
+
+    @property
+    def disagreements(self) -> list[Reply]:
+        return [reply for reply in self.replies if reply.apart]
 
     @property
     def correct(self) -> int:
@@ -128,12 +136,10 @@ def demo(photos: Path | None, out: Path, settings: Settings, hosting: Hosting) -
         Reply(question=q, embedded=a, served=b, embedded_ms=a_ms, served_ms=b_ms)
         for q, (a, a_ms), (b, b_ms) in zip(asked, embedded, served, strict=True)
     ]
-    apart = {reply.question.name: differences(reply.embedded, reply.served) for reply in replies}
     outcome = Outcome(
         replies=replies,
         images=len(names),
         seconds=time.monotonic() - begun,
-        disagreements={name: found for name, found in apart.items() if found},
         names=names,
     )
     (out / "report.json").write_text(json.dumps(outcome.figures(), indent=1) + "\n", encoding="utf-8")
@@ -159,7 +165,7 @@ def _questions(folder: Path, own: bool, records: Sequence[ImageRecord], settings
     else:
         order = np.random.default_rng(SEED).permutation(len(by_source))
         sources = [sorted(by_source)[i] for i in order[:TARGETS]]
-    with DecodePool(settings.decode) as decoder:
+    with DecodePool(settings.decode, children=1) as decoder:
         originals = [_picture(decoder, source, (folder / source).read_bytes()) for source in sources]
         outside = STRANGERS if own else (*STRANGERS, *PHOTOGRAPHS)
         bodies = [(photograph.file, photograph.path().read_bytes()) for photograph in outside]
@@ -205,7 +211,7 @@ def page(outcome: Outcome, originals: dict[str, Any], settings: Settings) -> str
                 label=f"{reply.question.kind}: {reply.question.made}",
                 wrong=" ".join(_wrong(reply, outcome)),
             )
-            for reply in sorted(outcome.replies, key=lambda reply: reply.right and not _apart(reply, outcome))
+            for reply in sorted(outcome.replies, key=lambda reply: reply.right and not reply.apart)
         ]
     figures = outcome.figures()
     return report.render(
@@ -225,10 +231,6 @@ def page(outcome: Outcome, originals: dict[str, Any], settings: Settings) -> str
     )
 
 
-def _apart(reply: Reply, outcome: Outcome) -> list[str]:
-    return outcome.disagreements.get(reply.question.name, [])
-
-
 def _wrong(reply: Reply, outcome: Outcome) -> Iterator[str]:
     if not reply.right:
         wanted = reply.question.original
@@ -237,5 +239,5 @@ def _wrong(reply: Reply, outcome: Outcome) -> Iterator[str]:
             if wanted
             else "Wrong: it has no original here."
         )
-    if _apart(reply, outcome):
-        yield f"Embedded and served differ: {'; '.join(_apart(reply, outcome))}."
+    if reply.apart:
+        yield f"Embedded and served differ: {'; '.join(reply.apart)}."

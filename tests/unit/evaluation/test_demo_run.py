@@ -164,7 +164,7 @@ def test_under_the_bar_fails_even_when_both_agree(make_answer: MakeAnswer) -> No
             answer = make_answer(["a" if i >= wrong else "b"], found=True)
             question = Question(name=str(i), kind="both", made="", body=b"", original="a", about="a.jpg")
             replies.append(Reply(question=question, embedded=answer, served=answer, embedded_ms=1.0, served_ms=2.0))
-        return Outcome(replies=replies, images=1, seconds=1.0, disagreements={}, names={"a": "a.jpg"})
+        return Outcome(replies=replies, images=1, seconds=1.0, names={"a": "a.jpg"})
 
     assert outcome(3).passed and not outcome(4).passed
 
