@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stemma.flow import EMBEDDING_DIM
-from stemma.index.codec import CODE_BYTES, Codec, faiss
+from stemma.index.codec import Codec, faiss
 from stemma.index.segment import Segment
 
 SLACK_ROWS = 28
@@ -151,11 +151,11 @@ class Stack:
     def __init__(self, codec: Codec, segments: Sequence[Segment]) -> None:
         self._codec = codec
         self._segments = [segment for segment in segments if len(segment)]
-        self._mapped = [_mapped_lists(codec, segment) for segment in self._segments]
         self._pointers = faiss.InvertedListsPtrVector()
-        for lists in self._mapped:
-            self._pointers.push_back(lists)
-        self._lists = faiss.HStackInvertedLists(self._pointers.size(), self._pointers.data()) if self._mapped else None
+        for segment in self._segments:
+            self._pointers.push_back(segment.lists)
+        stacked = (self._pointers.size(), self._pointers.data())
+        self._lists = faiss.HStackInvertedLists(*stacked) if self._segments else None
         start_SL = np.array([segment.start_L for segment in self._segments], np.int64).reshape(-1, codec.nlist + 1)
         counts_SL = np.diff(start_SL, axis=1)
         self._start_SL = start_SL[:, :-1]
@@ -299,18 +299,3 @@ def refine(views_VD: NDArray[np.int8], vectors_CD: NDArray[np.int8]) -> tuple[ND
     distance_VC = np.einsum("vcd,vcd->vc", difference_VCD, difference_VCD)
     assert not distance_VC.size or distance_VC.max() < 2**24, "a squared int8 distance is exact in float32"
     return distance_VC.min(axis=0).astype(np.int64), distance_VC.argmin(axis=0) > 0
-
-
-def _mapped_lists(codec: Codec, segment: Segment) -> Any:
-    lists = faiss.OnDiskInvertedLists()
-    lists.nlist, lists.code_size = codec.nlist, CODE_BYTES
-    lists.filename, lists.read_only = str(segment.codes_path), True
-    lists.totsize = len(segment) * CODE_BYTES
-    lists.lists.clear()
-    for start, stop in zip(segment.start_L[:-1].tolist(), segment.start_L[1:].tolist(), strict=True):
-        entry = faiss.OnDiskOneList()
-        entry.size = entry.capacity = stop - start
-        entry.offset = start * CODE_BYTES
-        lists.lists.push_back(entry)
-    lists.do_mmap()
-    return lists

@@ -8,6 +8,7 @@ that of the manifest, which holds the digests of the files. Everything here come
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from stemma.errors import Corrupt
 from stemma.flow import EMBEDDING_DIM, Unit
 from stemma.index import folder as folders
-from stemma.index.codec import CODE_BYTES, Codec
+from stemma.index.codec import CODE_BYTES, Codec, faiss
 
 FOLDER = "segments"
 _MANIFEST = "manifest.json"
@@ -64,10 +65,12 @@ class Segment:
         self.row_N: NDArray[np.uint64] = files["rows.u64"]
         self.vectors_ND: NDArray[np.int8] = files["vectors.i8"].reshape(-1, EMBEDDING_DIM)
         self.start_L: NDArray[np.int64] = files["lists.u64"].astype(np.int64)
-        self.codes_path = folder / "codes.u8"
         self.codes_NB: NDArray[np.uint8] | None = None
-        if self.codes_path.exists():
-            self.codes_NB = _mapped(self.codes_path, np.uint8).reshape(-1, CODE_BYTES)
+        self.lists: Any | None = None
+        """faiss's mapped inverted lists over the codes; mapped now, since the folder may be merged away later."""
+        if "codes.u8" in files:
+            self.codes_NB = files["codes.u8"].reshape(-1, CODE_BYTES)
+            self.lists = _mapped_lists(folder / "codes.u8", self.start_L) if len(self.row_N) else None
 
     def __len__(self) -> int:
         return len(self.row_N)
@@ -117,11 +120,19 @@ class Segment:
             raise Corrupt("the manifest does not match the segment's digest; rebuild it", subject=folder.name)
         for file_name, expected in manifest["files"].items():
             folders.check(folder, file_name, expected, verify=verify)
-        files = {file: _mapped(folder / file, dtype) for file, dtype in _DTYPES.items()}
-        return cls(folder, name, files)
+        try:
+            files = {file: _mapped(folder / file, _DTYPES[file]) for file in manifest["files"]}
+            return cls(folder, name, files)
+        except (OSError, RuntimeError) as error:  # faiss reports a file that cannot be opened as RuntimeError
+            raise Corrupt(f"a file vanished while it was opened: {error}", subject=folder.name) from error
 
 
-_DTYPES: dict[str, type] = {"rows.u64": np.uint64, "vectors.i8": np.int8, "lists.u64": np.uint64}
+_DTYPES: dict[str, type] = {
+    "rows.u64": np.uint64,
+    "vectors.i8": np.int8,
+    "lists.u64": np.uint64,
+    "codes.u8": np.uint8,
+}
 
 
 def names(root: Path, codec: Codec) -> list[Name]:
@@ -170,6 +181,22 @@ def _mapped(path: Path, dtype: type) -> NDArray[Any]:
     if path.stat().st_size == 0:  # an empty file cannot be mapped
         return np.empty(0, dtype)
     return np.asarray(np.memmap(path, dtype, "r"))
+
+
+def _mapped_lists(path: Path, start_L: NDArray[np.int64]) -> Any:
+    """Inverted lists over a file that holds codes alone (facts/index.md, B2); searched with store_pairs only."""
+    lists = faiss.OnDiskInvertedLists()
+    lists.nlist, lists.code_size = len(start_L) - 1, CODE_BYTES
+    lists.filename, lists.read_only = str(path), True
+    lists.totsize = int(start_L[-1]) * CODE_BYTES
+    lists.lists.clear()
+    for start, stop in itertools.pairwise(start_L.tolist()):
+        entry = faiss.OnDiskOneList()
+        entry.size = entry.capacity = stop - start
+        entry.offset = start * CODE_BYTES
+        lists.lists.push_back(entry)
+    lists.do_mmap()
+    return lists
 
 
 def _write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from stemma.index.codec import Codec
 from stemma.index.merge import LIVE_PER_SHORTLIST, merge
 from stemma.index.partition import Partition
 from stemma.index.seal import maintain
-from stemma.index.segment import Segment
+from stemma.index.segment import FOLDER, Segment
 from stemma.networks.matching import match
 
 Open = Callable[..., Partition]
@@ -99,6 +100,33 @@ def test_a_host_holds_what_it_adopts_and_a_call_is_answered_from_what_it_asks_fo
     assert partition.search([query], lambda unit: False)[0].hits == ()
     partition.adopt(None)
     assert partition.search([query])[0].images_searched == 30
+
+
+def test_a_host_that_is_not_alone_leaves_the_cut_to_the_merger(
+    catalog: Any, vectors: Any, root: Path, codecs: Any, question: Any, open_partition: Open
+) -> None:
+    pool = vectors(40, 1)
+    catalog.commit(list(pool))
+    Segment.build(root, codecs["opq"], np.arange(16, dtype=np.uint64), pool[:16], 0, 16)
+    partition = open_partition(catalog, "opq")
+    query = question(pool[0], shortlist=3, nprobe=0)
+    (part,) = partition.search([query], lambda unit: unit.row_hi <= 32)
+    assert [sum(hit.coded is kind for hit in part.hits) for kind in (True, False)] == [3, 3]
+    (whole,) = partition.search([query])
+    assert len(whole.hits) == 3, "alone it cuts before it verifies"
+
+
+@pytest.mark.parametrize("kind", ["exact", "opq"])
+def test_what_was_opened_answers_after_maintenance_took_its_folder_away(
+    kind: str, catalog: Any, vectors: Any, root: Path, codecs: Any, question: Any, open_partition: Open
+) -> None:
+    pool = vectors(40, 1)
+    catalog.commit(list(pool))
+    Segment.build(root, codecs[kind], np.arange(40, dtype=np.uint64), pool, 0, 40)
+    partition = open_partition(catalog, kind)
+    shutil.rmtree(root / FOLDER)
+    (reply,) = partition.search([question(pool[4], nprobe=0)])
+    assert (reply.hits[0].row, reply.images_searched) == (4, 40)
 
 
 def test_hits_are_verified_against_the_cells_of_the_catalog(

@@ -88,7 +88,12 @@ class Recorded:
 
 
 @given(
-    live=st.lists(st.booleans(), min_size=1, max_size=400),
+    live=st.builds(
+        lambda rows, share, seed: [bool(one) for one in np.random.default_rng(seed).random(rows) < share],
+        st.integers(1, 1500),
+        st.sampled_from([0.01, 0.1, 0.5, 1.0]),
+        st.integers(0, 999),
+    ),
     wanted=st.integers(1, 20),
     values=st.integers(1, 400),
 )

@@ -43,7 +43,7 @@ def test_a_segment_holds_its_rows_in_list_order_whatever_order_they_came_in(
     lists, codes = codec.encode(segment.vectors_ND)
     assert (np.repeat(np.arange(codec.nlist), np.diff(segment.start_L)) == lists).all()
     assert segment.codes_NB is not None and (segment.codes_NB == codes).all()
-    assert segment.codes_path.stat().st_size == 16 * 90, "16.00 bytes an image"
+    assert (segment.folder / "codes.u8").stat().st_size == 16 * 90, "16.00 bytes an image"
     for start, stop in zip(segment.start_L[:-1], segment.start_L[1:], strict=True):
         assert (np.diff(segment.row_N[start:stop].astype(int)) > 0).all(), "by row within a list"
 
