@@ -52,6 +52,9 @@ class Places:
         known = len(self._row_R)
         if len(row_R) < known or not np.array_equal(row_R[:known], self._row_R):
             self._places.clear()
+        if len(row_R) > known:
+            # A segment may have been sealed from a commit that we read only now: look for its rows again.
+            self._places = {key: places for key, places in self._places.items() if not (places < 0).any()}
         self._row_R = row_R
 
     def of(self, key: str, row_N: NDArray[np.uint64]) -> NDArray[np.int64]:
