@@ -134,6 +134,11 @@ class Catalog:
         """Metadata columns that can be filtered by."""
         return dict(self._state.now.columns)
 
+    @property
+    def fragments(self) -> int:
+        """Lance fragments of the rows; a few hundred make reads slow and are a reason to ``compact``."""
+        return len(self._state.now.catalog.dataset.get_fragments())
+
     def __len__(self) -> int:
         return self.snapshot().count()
 
@@ -314,18 +319,21 @@ class Catalog:
         assert isinstance(body, bytes)
         return body
 
-    def matching(self, condition: Condition | str) -> NDArray[np.bool_]:
-        """[R] True where a filter holds, aligned with ``snapshot().row_R``, dead rows included.
+    def matching(self, condition: Condition | str, snapshot: Snapshot | None = None) -> NDArray[np.bool_]:
+        """[R] True where a filter holds, dead rows included, aligned with ``row_R`` of ``snapshot`` (default: the
+        present one; give the one you hold where another thread may refresh).
 
         A plain string must be SQL that stemma.index.filters made: nothing else may reach Lance.
         """
         now = self._state.now
-        return self._holding(now, condition if isinstance(condition, str) else condition.sql)
+        sql = condition if isinstance(condition, str) else condition.sql
+        return _holding(now, sql, (snapshot or now.snapshot).row_R)
 
     def sources(self, job: str) -> set[str]:
         """Sources that a job has committed, deleted images included: what a resumed job need not read again."""
         now = self._state.now
-        row_R = now.snapshot.row_R[self._holding(now, f"job = '{job.replace(chr(39), chr(39) * 2)}'")]
+        row_R = now.snapshot.row_R
+        row_R = row_R[_holding(now, f"job = '{job.replace(chr(39), chr(39) * 2)}'", row_R)]
         parts = (self.read(row_R[at : at + SCAN_ROWS], ["source"]) for at in range(0, len(row_R), SCAN_ROWS))
         return {source for part in parts for source in part["source"]}
 
@@ -339,15 +347,6 @@ class Catalog:
             at += len(ids)
 
     # Within
-
-    def _holding(self, now: Now, sql: str) -> NDArray[np.bool_]:
-        row_R = now.snapshot.row_R
-        out = np.zeros(len(row_R), bool)
-        if len(row_R):
-            with reading(f"a filter over {CATALOG}"):
-                table = now.catalog.dataset.scanner(columns=["row"], filter=sql).to_table()
-            out[np.searchsorted(row_R, table["row"].to_numpy())] = True
-        return out
 
     def _records(self, row_N: Rows) -> list[ImageRecord]:
         values = self.read(row_N, _RECORD)
@@ -450,6 +449,19 @@ class _Writing:
     ) -> None:
         if error is not None:
             self._catalog._broken = f"{type(error).__name__}: {error}"
+
+
+def _holding(now: Now, sql: str, row_R: Rows) -> NDArray[np.bool_]:
+    """[R] True where Lance finds that ``sql`` holds, aligned with ``row_R`` (ascending)."""
+    with reading(f"a filter over {CATALOG}"):
+        table = now.catalog.dataset.scanner(columns=["row"], filter=sql).to_table()
+    found_N = table["row"].to_numpy()
+    at_N = np.searchsorted(row_R, found_N)
+    there_N = at_N < len(row_R)
+    there_N[there_N] = row_R[at_N[there_N]] == found_N[there_N]
+    out = np.zeros(len(row_R), bool)
+    out[at_N[there_N]] = True
+    return out
 
 
 def _encodable(text: str) -> bool:

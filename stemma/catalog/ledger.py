@@ -89,12 +89,14 @@ class Ledger:
         self.shas.extend(new.sha_R)
         return list(self.keys.groups(before))
 
-    def kill(self, position: int, seq: int) -> None:
-        """End a row's life at ``seq``, unless it ended earlier: the order in which ends are learnt does not matter."""
+    def kill(self, at_N: NDArray[np.int64], seq_N: Rows) -> None:
+        """End rows' lives, unless they ended earlier: the order in which ends are learnt does not matter."""
+        if not len(at_N):
+            return
         if self._deleted_shared:
             self._deleted = self._deleted.copy()
             self._deleted_shared = False
-        self._deleted[position] = min(int(self._deleted[position]), seq)
+        np.minimum.at(self._deleted, at_N, seq_N)
 
     def added(self, position: int) -> int:
         return int(self._added[position])

@@ -130,10 +130,10 @@ class State:
         groups = self.ledger.extend(new)
         for group in groups:
             self._supersede(catalog, group)
-        for row, seq in zip(*read_tombstones(tombstones, dead_before), strict=True):
-            at = self.ledger.positions(np.array([row], np.uint64))[0]
-            if at >= 0:  # a tombstone outlives its row until the next compaction
-                self.ledger.kill(int(at), int(seq))
+        row_T, seq_T = read_tombstones(tombstones, dead_before)
+        at_T = self.ledger.positions(row_T)
+        there = at_T >= 0  # a tombstone outlives its row until the next compaction
+        self.ledger.kill(at_T[there], seq_T[there])
         snapshot = self.ledger.snapshot(head.seq, head.horizon)
         with reading(f"schema of {CATALOG}"):
             columns = columns_of(catalog.dataset.schema)
@@ -144,10 +144,14 @@ class State:
         with reading(f"image_ids of {CATALOG}"):
             ids = catalog.dataset.take(group, columns=["image_id"])["image_id"].to_pylist()
         newer: dict[str, int] = {}
+        ended: list[tuple[int, int]] = []
         for at, image_id in zip(group[::-1].tolist(), ids[::-1], strict=True):
             if image_id in newer:
-                self.ledger.kill(at, self.ledger.added(newer[image_id]))
+                ended.append((at, self.ledger.added(newer[image_id])))
             newer[image_id] = at
+        if ended:
+            at_N, seq_N = zip(*ended, strict=True)
+            self.ledger.kill(np.array(at_N), np.array(seq_N, np.uint64))
 
 
 def read_identities(catalog: Table, offset: int) -> Identities:

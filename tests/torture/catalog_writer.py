@@ -90,6 +90,7 @@ def work(url: str, disk: Disk, acknowledge: Callable[[int], None]) -> None:
 def live(catalog: Catalog) -> State:
     """What is there, in row order."""
     ids = list(catalog.ids())
+    assert len(set(ids)) == len(ids), "an id is live twice"
     return dict(zip(ids, catalog.read(catalog.rows_of(ids), ["sha256"])["sha256"], strict=True))
 
 

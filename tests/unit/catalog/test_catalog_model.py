@@ -106,12 +106,12 @@ def a_batch(rng: random.Random, draft: Callable[..., Draft]) -> list[Draft]:
     return out
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(4))
 def test_random_operations_agree_with_the_twin(seed: int, url: str, draft: Callable[..., Draft]) -> None:
     rng = random.Random(seed)
     twin, writer = Twin(), Catalog.create(url)
     reader = Catalog.open(url)
-    for _ in range(28):
+    for _ in range(26):
         match rng.choice(["commit"] * 4 + ["replace"] * 2 + ["delete"] * 3 + ["reopen", "compact", "erase"]):
             case "commit" | "replace" as how:
                 batch = a_batch(rng, draft)

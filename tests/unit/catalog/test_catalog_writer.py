@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +232,17 @@ def test_compaction_drops_what_is_older_than_retained_and_keeps_the_rest(catalog
     assert catalog.sources("job") == {draft(n).source for n in (2, 3, 4, 5, "new")}
 
 
+def test_a_filter_is_aligned_with_the_snapshot_that_asks(catalog: Catalog, draft: MakeDraft) -> None:
+    catalog.commit([draft(n, f"id{n}", metadata={"year": n % 2}) for n in range(4)])
+    held = catalog.snapshot()
+    catalog.delete(["id1"])
+    catalog.commit([draft(9, "id9", metadata={"year": 1})])
+    assert catalog.matching("m_year = 1").tolist() == [False, True, False, True, True]
+    assert catalog.matching("m_year = 1", held).tolist() == [False, True, False, True]
+    catalog.compact(retain_s=0, keep_versions_s=0)
+    assert catalog.matching("m_year = 1", held).tolist() == [False, False, False, True]
+
+
 def test_sources_of_a_job(catalog: Catalog, draft: MakeDraft) -> None:
     catalog.commit([draft(1, job="it's"), draft(2, job="it's"), draft(3, job="other")])
     catalog.delete([draft(1).sha256])
@@ -250,3 +263,37 @@ def test_scan_goes_in_row_order_over_any_range(catalog: Catalog, draft: MakeDraf
                 assert np.array_equal(embedding_D, draft(int(row)).embedding_D)
     with pytest.raises(BadRequest, match="unknown column"):
         catalog.read([0], ["vector"])
+
+
+def test_readers_in_threads_see_whole_commits_while_the_writer_goes_on(
+    catalog: Catalog, url: str, draft: MakeDraft
+) -> None:
+    """Each commit stores a pair and each delete ends a pair: nobody may ever see half of one."""
+    reader = Catalog.open(url)
+    done = threading.Event()
+    wrong: list[str] = []
+
+    def watch() -> None:
+        last = 0
+        while not done.is_set():
+            seq = reader.refresh()
+            snapshot = reader.snapshot()
+            live = snapshot.row_R[snapshot.live()]
+            ids = reader.read(live, ["image_id"])["image_id"]
+            pairs = {image_id[1:] for image_id in ids}
+            if seq < last or len(ids) != 2 * len(pairs):
+                wrong.append(f"{seq} after {last}: {ids}")
+            last = seq
+
+    with ThreadPoolExecutor(2) as pool:
+        watching = [pool.submit(watch) for _ in range(2)]
+        for n in range(12):
+            catalog.commit([draft((n, side), f"{side}{n}") for side in "ab"])
+            if n % 3 == 2:
+                catalog.delete([f"a{n - 1}", f"b{n - 1}"])
+            if n % 5 == 4:
+                catalog.compact(retain_s=0)
+        done.set()
+        for one in watching:
+            one.result()
+    assert wrong == []
