@@ -17,7 +17,6 @@ from serving.run import POLL_S, RunFolder, State, environment, named
 from stemma.api import Status
 from stemma.calls import Options
 from stemma.client import Client
-from stemma.collection import open as open_collection
 from stemma.config import Settings, known_keys, load
 from stemma.errors import BadRequest, StemmaError, Unavailable, error_from_problem
 from stemma.terminal import notes, run
@@ -159,8 +158,7 @@ def _status(
     if config:
         return _print_settings(load(file, sets or ()), as_json=as_json)
     if collection is not None:
-        with open_collection(collection) as opened:
-            return _print_mapping(opened.status(), as_json=as_json)
+        return _embedded(collection, as_json=as_json)
     if url is None:
         state = RunFolder(run_folder).state()
         if state is None or state.step != "ready":
@@ -176,6 +174,13 @@ def _status(
         Console().print(f"{url}  version {status.version}  {'ready' if status.ready else 'not ready'}", highlight=False)
         Console().print(table)
     return 0 if status.ready else 1
+
+
+def _embedded(folder: str, *, as_json: bool) -> int:
+    from stemma.collection import open as open_collection  # here, so that asking a server does not import the networks
+
+    with open_collection(folder) as opened:
+        return _print_mapping(opened.status(), as_json=as_json)
 
 
 def _print_settings(settings: Settings, *, as_json: bool) -> int:

@@ -20,9 +20,7 @@ def main(folder: str) -> int:
     """Serve what the run folder asks for until SIGTERM."""
     run = RunFolder(Path(folder))
     collections, settings = run.request()
-    over = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: over.set())
+    over = _told_to_stop()
     pid = os.getpid()
     state = State(
         pid=pid,
@@ -40,11 +38,20 @@ def main(folder: str) -> int:
     except StemmaError as error:
         run.write(replace(state, step="failed", doing="", error=error.problem()))
         return 2
+    over = _told_to_stop(over)  # Ray has put a handler of its own in place of ours
     run.write(replace(state, step="ready", doing="", ports=listening_ports(os.getsid(0))))
     over.wait()
     serve_down(collections)
     ray.shutdown()
     return 0
+
+
+def _told_to_stop(over: threading.Event | None = None) -> threading.Event:
+    """An event that SIGTERM and SIGINT set."""
+    event = over or threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: event.set())
+    return event
 
 
 if __name__ == "__main__":

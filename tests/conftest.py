@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,3 +49,47 @@ def ray_cluster() -> Iterator[Any]:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+class Server:
+    """One collection served over HTTP on the session's Ray, as ``stemma up`` does it."""
+
+    def __init__(self, url: str, folder: str, settings: Any) -> None:
+        self.url, self.folder, self.settings = url, folder, settings
+
+    def pids(self, title: str) -> list[int]:
+        """Processes of Ray workers whose title begins so, e.g. ``ray::ServeReplica:stemma:gateway``."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if process.read_bytes().startswith(title.encode()):
+                    found.append(int(process.parent.name))
+        return found
+
+
+@pytest.fixture(scope="session")
+def server(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The one Serve app of the whole run: few places and short times, so that limits can be met."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Serve's own models use what pydantic has deprecated
+        from serving.deploy import serve_down, serve_up
+    from stemma.config import load
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = load(
+        overrides=[
+            f"serve.port={port}",
+            "serve.concurrency=2",
+            "serve.queue_per_concurrency=1",
+            "serve.retry_after_s_max=3",
+            "limits.body_read_s_max=3",
+            "search.deadline_ms=20000",  # the machine of a test run is busy
+            "cluster.host_deadline_ms=10000",
+        ]
+    )
+    folder = str(tmp_path_factory.mktemp("served") / "photos.stemma")
+    serve_up({"photos": folder}, settings)
+    yield Server(f"http://127.0.0.1:{port}", folder, settings)
+    serve_down({"photos": folder})

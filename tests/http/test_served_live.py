@@ -1,0 +1,145 @@
+"""The contract through Ray Serve: real encoder, real shard hosts, one HTTP server for the whole run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import stemma
+from stemma.calls import Options
+from stemma.client import AsyncClient, Client
+from stemma.errors import NotFound, StemmaError, Unavailable
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
+PATIENT = Options(timeout_s=120, attempts_max=50)
+
+
+@pytest.fixture
+def client(server: Any) -> Iterator[Client]:
+    with Client(server.url, options=PATIENT) as client:
+        yield client
+
+
+def test_the_whole_way_of_a_picture(client: Client, picture: Any) -> None:
+    assert client.healthy() and client.ready()
+    bodies = [picture(seed, side=200) for seed in range(100, 112)]
+    stored = client.ingest(
+        *bodies, image_ids=[f"way-{seed}" for seed in range(12)], metadata=[{"n": n} for n in range(12)]
+    )
+    assert stored.count("stored") == 12
+
+    same = client.search(bodies[3])
+    assert (same.verdict, same.original and same.original.image_id) == ("identical", "way-3")
+    near = client.search(picture(105, side=200, quality=50), k=5)
+    assert near.candidates[0].image_id == "way-5"
+    assert near.coverage.complete and near.versions.seq >= stored.seq
+    assert near.candidates[0].metadata["n"] == 5
+    filtered = client.search(picture(105, side=200, quality=50), k=5, filter="n > 9")
+    assert {candidate.metadata["n"] for candidate in filtered.candidates} == {10, 11}
+
+    for number in range(12):
+        assert client.delete(f"way-{number}").deleted == (f"way-{number}",)
+        after = client.search(picture(100 + number, side=200, quality=50), k=100)
+        assert f"way-{number}" not in {candidate.image_id for candidate in after.candidates}
+    with pytest.raises(NotFound):
+        client.get("way-3")
+
+
+def test_embedded_equals_served(client: Client, server: Any, picture: Any, tmp_path: Path) -> None:
+    originals = [picture(seed, side=160) for seed in range(300, 330)]
+    client.ingest(*originals, image_ids=[f"same-{at}" for at in range(30)])
+    shutil.copytree(server.folder, tmp_path / "copy.stemma")
+    (tmp_path / "copy.stemma" / "writer.lock").unlink(missing_ok=True)
+    questions = [
+        *(picture(seed, side=160) for seed in (300, 311)),
+        *(picture(seed, side=120, quality=40) for seed in (301, 302, 303, 304, 305)),
+        *(picture(seed, side=90, format="PNG") for seed in (306, 307)),
+        *(picture(seed) for seed in (900, 901, 902)),
+    ]
+    with stemma.open(tmp_path / "copy.stemma", settings=server.settings) as collection:
+        for question in questions:
+            here, there = collection.search(question, k=20), client.search(question, k=20)
+            assert there.verdict == here.verdict
+            assert [each.image_id for each in there.candidates] == [each.image_id for each in here.candidates]
+            assert there.original == here.original
+            assert there.confidence == pytest.approx(here.confidence, abs=1e-2)
+            for left, right in zip(there.candidates, here.candidates, strict=True):
+                assert left == right, "distances and matches are equal to the bit"
+            assert there.coverage == here.coverage
+            assert (there.versions, there.used) == (here.versions, here.used)
+
+
+def test_a_killed_shard_gives_labelled_answers_and_comes_back(client: Client, server: Any, picture: Any) -> None:
+    body, question = picture(500, side=160), picture(500, side=160, quality=50)
+    client.ingest(body, image_ids="survivor")
+    with Client(server.url, options=Options(timeout_s=60, attempts_max=1)) as once:
+        assert once.search(question).candidates[0].image_id == "survivor"
+        victims = server.pids("ray::Shard")
+        assert victims
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+        ends, refused = time.monotonic() + 90, []
+        while True:
+            assert time.monotonic() < ends, "the shard did not come back"
+            try:
+                answer = once.search(question)
+            except Unavailable as error:
+                refused.append(error.retry_after_s)
+                continue
+            if answer.coverage.complete:
+                break
+            assert answer.coverage.missing_hosts
+        assert None not in refused
+        assert answer.candidates[0].image_id == "survivor"
+        assert once.search(body).verdict == "identical"
+
+
+def test_an_overload_is_refused_with_retry_after_and_passes(server: Any, picture: Any, problem: Any) -> None:
+    async def hammer() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+            posts = (http.post("/v1/search", content=picture(seed)) for seed in range(600, 640))
+            return await asyncio.gather(*posts)
+
+    responses = asyncio.run(hammer())
+    refused = [response for response in responses if response.status_code != 200]
+    assert len(refused) < 40, "some are answered"
+    assert refused, "4 places cannot hold 40 requests"
+    for response in refused:
+        assert (response.status_code, problem(response)["code"]) == (503, "unavailable")
+        assert 1 <= int(response.headers["retry-after"]) <= server.settings.serve.retry_after_s_max
+
+    async def patient() -> list[Any]:
+        async with AsyncClient(server.url, options=PATIENT) as client:
+            return await asyncio.gather(*(client.search(picture(seed)) for seed in range(600, 612)))
+
+    assert len(asyncio.run(patient())) == 12
+
+
+def test_concurrent_uploads_are_all_there_once(server: Any, picture: Any) -> None:
+    async def upload() -> list[Any]:
+        async with AsyncClient(server.url, options=PATIENT) as client:
+            return await asyncio.gather(*(client.ingest(picture(seed % 10 + 700)) for seed in range(20)))
+
+    items = [result.items[0] for result in asyncio.run(upload())]
+    assert len({item.image_id for item in items}) == 10
+    assert sorted(item.status for item in items).count("stored") == 10
+
+
+def test_the_server_counts_what_it_did(client: Client, server: Any, picture: Callable[..., bytes]) -> None:
+    client.search(picture(800))
+    with pytest.raises(StemmaError):
+        client.get("nobody at all")
+    text = httpx.get(f"{server.url}/metrics").text
+    assert 'stemma_stage_seconds_count{stage="search"}' in text
+    assert 'route="/v1/images/{image_id}",status="404"' in text
+    status = client.status()
+    assert status.ready and status.collections[0].hosts[0].state == "live"
