@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cluster.invariants import audit_acknowledged, audit_found
 from stemma.catalog import Catalog, Draft
 from stemma.config import ClusterSettings, SearchSettings, Settings
+from stemma.errors import DeadlineExceeded, Unavailable
 from stemma.flow import CELL_COUNT, CELL_DIM, EMBEDDING_DIM, Encoded, ShardQuery
 from stemma.index.codec import Codec
 from stemma.index.partition import Partition
@@ -150,3 +153,57 @@ def ask() -> Any:
 @pytest.fixture
 def wait_until() -> Any:
     return until
+
+
+class Watch:
+    """Asks without pause while others break things, and judges every answer afterwards."""
+
+    def __init__(self, served: Served, asker: Any) -> None:
+        self.served, self.asker = served, asker
+        self.acknowledged = 0
+        self.answers: list[tuple[ShardQuery, Any, int]] = []
+        self.refused = 0
+        self._over = False
+
+    async def run(self) -> None:
+        seed = 0
+        while not self._over:
+            seed += 1
+            asked, known = query(seed), self.acknowledged
+            try:
+                self.answers.append((asked, await self.asker.search(asked, 4_000), known))
+            except (Unavailable, DeadlineExceeded):
+                self.refused += 1
+                await asyncio.sleep(0.05)
+
+    def stop(self) -> None:
+        self._over = True
+
+    async def complete(self) -> bool:
+        """Whether an answer is complete now, at no older a commit than was acknowledged."""
+        try:
+            found = await self.asker.search(query(0), 4_000)
+        except (Unavailable, DeadlineExceeded):
+            return False
+        return found.images_searched == found.images_total and found.seq >= self.acknowledged
+
+    def judge(self) -> dict[str, int]:
+        """Every answer is right, or says what it lacks; complete ones equal the one-process answer at their commit."""
+        oracle = self.served.embedded()
+        tally = {"complete": 0, "partial": 0, "refused": self.refused}
+        for asked, found, known in self.answers:
+            audit_found(found, asked.shortlist)
+            audit_acknowledged(found, known, asked.as_of)
+            right = oracle.search([replace(asked, shortlist=700, as_of=found.seq)])[0]
+            order = [(hit.refined_distance, hit.image_id) for hit in right.hits]
+            got = [(hit.refined_distance, hit.image_id) for hit in found.hits]
+            assert found.images_total == right.images_total
+            whole = not found.missing_hosts
+            tally["complete" if whole else "partial"] += 1
+            assert got == order[: asked.shortlist] if whole else set(got) <= set(order)
+        return tally
+
+
+@pytest.fixture
+def watch() -> type[Watch]:
+    return Watch

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from typing import Any
 
 import pytest
+
+from actors import handles
+from stemma.catalog import Catalog
+from stemma.errors import Unavailable
 
 pytestmark = pytest.mark.live
 
@@ -29,3 +35,68 @@ def test_one_host_answers_as_one_process_does(serve: Any, ask: Any) -> None:
                 assert not each.missing_hosts
 
     asyncio.run(both())
+
+
+def test_a_killed_shard_comes_back_and_nothing_acknowledged_is_lost(serve: Any, watch: Any, wait_until: Any) -> None:
+    served = serve(images=300)
+
+    async def play() -> dict[str, int]:
+        async with served.asked() as (asker, writer):
+            seen = watch(served, asker)
+            asking = asyncio.create_task(seen.run())
+            await wait_until(seen.complete, 20, "a first complete answer")
+            stored = []
+            for step in range(6):
+                if step in (1, 3):
+                    await kill_shards(wait_until)
+                wave = served.drafts(range(1_000 + 5 * step, 1_005 + 5 * step))
+                result = await writer.commit(wave, replace=False)
+                seen.acknowledged = result.seq
+                stored += [draft.image_id for draft in wave]
+            gone = await writer.delete(stored[:4])
+            seen.acknowledged = gone.seq
+            await wait_until(seen.complete, 40, "complete again after the kills")
+            seen.stop()
+            await asking
+            with Catalog.open(served.url) as catalog:
+                assert set(stored[4:]) <= set(catalog.ids())
+                assert not set(stored[:4]) & set(catalog.ids())
+            return seen.judge()
+
+    tally = asyncio.run(play())
+    assert tally["complete"] > 10
+
+
+async def kill_shards(wait_until: Any) -> None:
+    """SIGKILL, as the kernel's memory killer would; a shard that is just coming back is killed when it is back."""
+
+    async def killed() -> bool:
+        try:
+            pid = await asyncio.to_thread(handles.call, name, "pid", timeout_s=20)
+        except Unavailable:
+            return False
+        os.kill(pid, signal.SIGKILL)
+        return True
+
+    for name in [handles.shard_name(node) for node in handles.nodes()]:
+        await wait_until(killed, 60, f"{name} runs")
+
+
+def test_searches_go_on_while_the_directory_is_away(serve: Any, watch: Any, wait_until: Any) -> None:
+    served = serve(images=200)
+
+    async def play() -> None:
+        async with served.asked() as (asker, writer):
+            seen = watch(served, asker)
+            await wait_until(seen.complete, 20, "a first complete answer")
+            handles.end(handles.directory_name(served.url))
+            assert await seen.complete(), "the last routing goes on serving"
+            result = await writer.commit(served.drafts([5_000]), replace=False)
+            seen.acknowledged = result.seq
+            assert await seen.complete(), "acknowledged without a directory, and seen all the same"
+            served.launch()
+            await wait_until(seen.complete, 20, "served by a new directory")
+            status = await writer.hosts()
+            assert [host.state for host in status] == ["live"] and status[0].images == 201
+
+    asyncio.run(play())
