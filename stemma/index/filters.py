@@ -7,6 +7,10 @@
 
 sqlglot parses, we keep a tree of our own and write the SQL for Lance from it, so that nothing a caller typed reaches
 Lance (a 2 kB expression crashed its process). ``Filter.evaluate`` is the slow twin: SQL's three-valued logic in Python.
+
+The SQL has no NOT over a condition and no comparison that can be null: NOT is carried down to the leaves, and each leaf
+says IS NOT NULL first. Lance's optimiser (DataFusion, pylance 14.0.2) makes ``x IN (1) AND x IN (2)`` false where x is
+null, so that NOT of it selected rows that it must not; the property test found that.
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ _OPERATORS: dict[type[exp.Expr], str] = {
     exp.GTE: ">=",
 }
 _MIRRORED = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
+_OPPOSITE = {"=": "<>", "<>": "=", "<": ">=", "<=": ">", ">": "<=", ">=": "<"}
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
     "<>": operator.ne,
@@ -58,6 +63,9 @@ _SIGNS = {
 _EXAMPLE = "publisher = 'X' AND year BETWEEN 1990 AND 1999"
 
 
+# Nodes: ``sql(truth)`` is a condition that is never null: true exactly where the node is true (or, for False, false).
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """``column op value``; null where the column is."""
@@ -66,8 +74,9 @@ class Comparison:
     op: str
     value: Value
 
-    def sql(self) -> str:
-        return f"({column_name(self.column)} {self.op} {_literal(self.value)})"
+    def sql(self, truth: bool) -> str:
+        op = self.op if truth else _OPPOSITE[self.op]
+        return _guarded(self.column, f"{op} {_literal(self.value)}")
 
     def evaluate(self, metadata: Mapping[str, Any]) -> bool | None:
         found = metadata.get(self.column)
@@ -81,8 +90,8 @@ class Membership:
     column: str
     values: tuple[Value, ...]
 
-    def sql(self) -> str:
-        return f"({column_name(self.column)} IN ({', '.join(_literal(value) for value in self.values)}))"
+    def sql(self, truth: bool) -> str:
+        return _guarded(self.column, f"{_not(truth)}IN ({', '.join(_literal(value) for value in self.values)})")
 
     def evaluate(self, metadata: Mapping[str, Any]) -> bool | None:
         found = metadata.get(self.column)
@@ -97,8 +106,8 @@ class Range:
     low: Value
     high: Value
 
-    def sql(self) -> str:
-        return f"({column_name(self.column)} BETWEEN {_literal(self.low)} AND {_literal(self.high)})"
+    def sql(self, truth: bool) -> str:
+        return _guarded(self.column, f"{_not(truth)}BETWEEN {_literal(self.low)} AND {_literal(self.high)}")
 
     def evaluate(self, metadata: Mapping[str, Any]) -> bool | None:
         found: Any = metadata.get(self.column)
@@ -112,8 +121,8 @@ class Pattern:
     column: str
     pattern: str
 
-    def sql(self) -> str:
-        return f"({column_name(self.column)} LIKE {_literal(self.pattern)})"
+    def sql(self, truth: bool) -> str:
+        return _guarded(self.column, f"{_not(truth)}LIKE {_literal(self.pattern)}")
 
     def evaluate(self, metadata: Mapping[str, Any]) -> bool | None:
         found = metadata.get(self.column)
@@ -129,8 +138,8 @@ class Missing:
 
     column: str
 
-    def sql(self) -> str:
-        return f"({column_name(self.column)} IS NULL)"
+    def sql(self, truth: bool) -> str:
+        return f"({column_name(self.column)} IS {_not(truth)}NULL)"
 
     def evaluate(self, metadata: Mapping[str, Any]) -> bool | None:
         return metadata.get(self.column) is None
@@ -142,8 +151,8 @@ class Negation:
 
     inner: Node
 
-    def sql(self) -> str:
-        return f"(NOT {self.inner.sql()})"
+    def sql(self, truth: bool) -> str:
+        return self.inner.sql(not truth)
 
     def evaluate(self, metadata: Mapping[str, Any]) -> bool | None:
         found = self.inner.evaluate(metadata)
@@ -157,8 +166,9 @@ class Junction:
     parts: tuple[Node, ...]
     decides: bool
 
-    def sql(self) -> str:
-        return "(" + (" OR " if self.decides else " AND ").join(part.sql() for part in self.parts) + ")"
+    def sql(self, truth: bool) -> str:
+        word = " OR " if self.decides == truth else " AND "
+        return "(" + word.join(part.sql(truth) for part in self.parts) + ")"
 
     def evaluate(self, metadata: Mapping[str, Any]) -> bool | None:
         found = [part.evaluate(metadata) for part in self.parts]
@@ -179,7 +189,7 @@ class Filter:
 
     @property
     def sql(self) -> str:
-        return self.node.sql()
+        return self.node.sql(True)
 
     def evaluate(self, metadata: Mapping[str, Any]) -> bool | None:
         """The slow twin of Lance: True, False, or None for SQL's unknown (which selects nothing)."""
@@ -350,6 +360,15 @@ def _number(text: str, kind: ColumnType, negative: bool) -> Value:
     if not math.isfinite(value):
         raise _refusal(text, "this number is too large")
     return sign * value + 0.0
+
+
+def _guarded(column: str, test: str) -> str:
+    name = column_name(column)
+    return f"({name} IS NOT NULL AND {name} {test})"
+
+
+def _not(truth: bool) -> str:
+    return "" if truth else "NOT "
 
 
 def _literal(value: Value) -> str:
