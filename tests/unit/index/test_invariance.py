@@ -52,7 +52,7 @@ cases = st.builds(
     as_of=st.booleans(),
     filter=st.sampled_from([None, "shelf < 3", "shelf = 5", "shelf IS NULL"]),
     views=st.sampled_from([1, 2]),
-    shortlist=st.sampled_from([1, 3, 10, 50]),
+    shortlist=st.sampled_from([1, 2, 3, 10, 50]),
     nprobe=st.sampled_from([0, 1, 2, 5]),
 )
 

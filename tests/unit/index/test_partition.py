@@ -115,6 +115,11 @@ def test_a_host_that_is_not_alone_leaves_the_cut_to_the_merger(
     (whole,) = partition.search([query])
     assert len(whole.hits) == 3, "alone it cuts before it verifies"
 
+    few = question(pool[0], shortlist=3, nprobe=1)
+    (part,) = partition.search([few], lambda unit: unit.row_hi <= 32)
+    (whole,) = partition.search([few])
+    assert (part.nprobe, whole.nprobe) == (1, codecs["opq"].nlist), "how many lists to probe is decided over all hosts"
+
 
 @pytest.mark.parametrize("kind", ["exact", "opq"])
 def test_what_was_opened_answers_after_maintenance_took_its_folder_away(
