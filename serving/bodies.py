@@ -113,20 +113,14 @@ async def read_picture(request: Request, settings: Settings, budget: Budget) -> 
     if not kind.startswith(b"multipart/"):
         body = bytearray()
         await drain(request, body.extend, image_bytes_max, budget)
-        return _not_empty(bytes(body))
+        return bytes(body)
     bounds = Bounds(body_bytes=image_bytes_max + FRAMING_BYTES, files=1, file_bytes=image_bytes_max)
     form = await read_form(request, bounds, settings, budget)
     if not form.files:
         raise BadRequest("the body has no part called `file`", subject="file")
     if form.files[0].error is not None:
         raise form.files[0].error
-    return _not_empty(form.files[0].body)
-
-
-def _not_empty(body: bytes) -> bytes:
-    if not body:
-        raise BadRequest("the body is empty; send a picture", subject="body")
-    return body
+    return form.files[0].body
 
 
 async def read_form(request: Request, bounds: Bounds, settings: Settings, budget: Budget) -> Form:
