@@ -35,6 +35,9 @@ from stemma.vision.raster import Limits, Raster, check_body, raster, require_pil
 START_S_MAX = 60.0
 """Time a child has to come up: 0.2 s alone, seconds on a machine whose cores are all taken."""
 
+START_ATTEMPTS_MAX = 3
+"""Children that die one after the other while starting, before the caller hears of it."""
+
 PIPE_BYTES = 1024 * 1024
 """A picture at working size fits whole; with the usual 64 KiB the two processes take turns a dozen times."""
 
@@ -132,11 +135,11 @@ class _Child:
         return self._process.poll() is None
 
     def await_ready(self) -> None:
-        """Raises Unavailable when it does not come up."""
+        """Raises _Died when it ends instead, Unavailable when it refuses or takes too long."""
         try:
             said, _ = self._receive(time.monotonic() + START_S_MAX, pixels_max=0)
-        except (_Died, _Late) as error:
-            raise Unavailable(f"a decoding child did not start: {error}", subject="decode") from error
+        except _Late as error:
+            raise Unavailable(f"a decoding child was not up within {START_S_MAX:g} s", subject="decode") from error
         if "ready" not in said:
             raise Unavailable(f"a decoding child refused to start: {said.get('refused')}", subject="decode")
 
@@ -152,20 +155,17 @@ class _Child:
         """By its own pid, and only while that is still its own."""
         self._process.kill()
 
-    def end(self) -> int:
-        """Kill, reap, close the pipes; returns how it ended (negative: the signal)."""
+    def end(self, patience_s: float = 0.0) -> int:
+        """Give it a moment to be gone by itself, kill, reap, close the pipes; returns its status (negative: signal)."""
+        if patience_s:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=patience_s)
         self._process.kill()
         code = self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             pipe.close()
         return code
-
-    def how_it_ended(self) -> int:
-        """Exit status of a child that closed its pipes; it has a moment to be gone by itself before it is killed."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=1.0)
-        return self.end()
 
     def _send(self, data: bytes, deadline: float) -> None:
         rest = memoryview(data)
@@ -255,8 +255,8 @@ class DecodePool:
                 f"decoding it took more time than {self._settings.wall_s_max:g} s", subject="wall_s_max"
             ) from error
         except _Died as error:
-            code = child.how_it_ended()
-            self._discard(child)
+            # It closed its pipes; how it ended says whether it ran out of time or crashed.
+            code = self._discard(child, patience_s=1.0)
             self._refuse_if_closed()
             raise self._cause(code) from error
         except BaseException:
@@ -315,6 +315,25 @@ class DecodePool:
             raise
 
     def _start(self) -> _Child:
+        """A child that is ready. One that dies while starting is tried again: that is no picture's fault."""
+        for left in reversed(range(START_ATTEMPTS_MAX)):
+            child = self._order()
+            try:
+                child.await_ready()
+            except _Died as error:
+                self._bury(child)
+                self._refuse_if_closed()
+                if not left:
+                    raise Unavailable(f"a decoding child did not start: {error}", subject="decode") from error
+            except BaseException:
+                self._bury(child)
+                raise
+            else:
+                return child
+        raise AssertionError("the last attempt returns or raises")
+
+    def _order(self) -> _Child:
+        """A new process, by the thread that starts them all."""
         answer: queue.SimpleQueue[_Child | OSError] = queue.SimpleQueue()
         with self._lock:
             # Under the lock, so that no order comes after the last one.
@@ -325,12 +344,6 @@ class DecodePool:
             raise Unavailable(f"no decoding child can be started: {started}", subject="decode") from started
         with self._lock:
             self._alive.add(started)
-        try:
-            self._refuse_if_closed()
-            started.await_ready()
-        except BaseException:
-            self._bury(started)
-            raise
         return started
 
     def _start_children(self) -> None:
@@ -340,14 +353,15 @@ class DecodePool:
             except OSError as error:
                 answer.put(error)
 
-    def _bury(self, child: _Child) -> None:
+    def _bury(self, child: _Child, patience_s: float = 0.0) -> int:
         with self._lock:
             self._alive.discard(child)
-        child.end()
+        return child.end(patience_s)
 
-    def _discard(self, child: _Child) -> None:
-        self._bury(child)
+    def _discard(self, child: _Child, patience_s: float = 0.0) -> int:
+        code = self._bury(child, patience_s)
         self._give_back(None)
+        return code
 
     def _give_back(self, child: _Child | None) -> None:
         self._places.put(child)

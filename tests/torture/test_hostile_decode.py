@@ -106,7 +106,7 @@ def _endless_scans(side: int, scans: int) -> bytes:
 
 
 def test_a_picture_that_never_ends_runs_out_of_processor_time(good_jpeg: bytes) -> None:
-    with DecodePool(DecodeSettings(cpu_s_max=1), children=1) as pool:
+    with DecodePool(DecodeSettings(cpu_s_max=1, wall_s_max=200), children=1) as pool:
         with pytest.raises(BadImage, match="time") as caught:
             pool.decode(_endless_scans(6000, 3000))
         assert caught.value.subject == "cpu_s_max"

@@ -162,7 +162,7 @@ LIES = {
     "text for notes": f"reply({AGREED | {'notes': 'none'}}, b'abc')",
     "no JSON": "out.write(struct.pack('<II', 3, 0) + b'{{{')",
     "no object": "out.write(struct.pack('<II', 2, 0) + b'[]')",
-    "too long a text": "out.write(struct.pack('<II', 1 << 30, 0))",
+    "too long a text": "out.write(struct.pack('<II', 1 << 30, 0)); out.flush(); read()",  # and waits: no need to
     "too many pixels": "out.write(struct.pack('<II', 2, 1 << 31))",
     "nothing": "pass",
     "half a frame": "out.write(b'abcde')",
