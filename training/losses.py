@@ -5,6 +5,7 @@ Shape letters: B items or pairs of this worker; P items of all workers; D dimens
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,6 +16,19 @@ from stemma.networks.comparator import BENIGN, DISTINCT, GRID, MANIPULATED
 
 Form = Literal["printed", "supcon", "positives_below"]
 COSINE_EPS = 1e-8
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A loss that is a mean over what counts, kept as its two parts: workers have different counts in their shares."""
+
+    total: Tensor
+    count: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """0 where nothing counts."""
+        return self.total / self.count.clamp_min(1.0)
 
 
 def contrastive(
@@ -69,9 +83,10 @@ def _logsumexp(scores_BP: Tensor, of_BP: Tensor) -> Tensor:
     return scores_BP.masked_fill(~of_BP, -torch.inf).logsumexp(1)
 
 
-def classes(logits_B3: Tensor, label_B: Tensor) -> Tensor:
-    """L_C (eq. 8-9): cross-entropy over benign, manipulated, distinct."""
-    return functional.cross_entropy(logits_B3, label_B)
+def classes(logits_B3: Tensor, label_B: Tensor) -> Term:
+    """L_C (eq. 8-9): cross-entropy over benign, manipulated, distinct, mean over pairs."""
+    total = functional.cross_entropy(logits_B3, label_B, reduction="sum")
+    return Term(total, torch.full_like(total.detach(), len(label_B)))
 
 
 def grid_truth(mask_B1HW: Tensor, label_B: Tensor) -> Tensor:
@@ -82,7 +97,7 @@ def grid_truth(mask_B1HW: Tensor, label_B: Tensor) -> Tensor:
     return torch.where(label_B11 == BENIGN, torch.zeros_like(truth_B77), truth_B77)
 
 
-def grid(grid_B77: Tensor, truth_B77: Tensor) -> Tensor:
+def grid(grid_B77: Tensor, truth_B77: Tensor) -> Term:
     """L_T (eq. 10): 1 - cosine of the 49-vectors, mean over pairs that have a truth; 0 if none has.
 
     A benign pair's T is 0 and its term 0/0: NaN as printed, a constant without gradient under an epsilon. Such pairs,
@@ -91,7 +106,7 @@ def grid(grid_B77: Tensor, truth_B77: Tensor) -> Tensor:
     said_BN, truth_BN = grid_B77.flatten(1), truth_B77.flatten(1)
     counted_B = truth_BN.sum(1) > 0
     cosine_B = (_unit(said_BN) * _unit(truth_BN)).sum(1)
-    return torch.where(counted_B, 1.0 - cosine_B, 0.0).sum() / counted_B.sum().clamp_min(1)
+    return Term(torch.where(counted_B, 1.0 - cosine_B, 0.0).sum(), counted_B.sum().float())
 
 
 def map_truth(mask_B1HW: Tensor, size: tuple[int, int]) -> Tensor:
@@ -99,13 +114,13 @@ def map_truth(mask_B1HW: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.adaptive_avg_pool2d(mask_B1HW, size)
 
 
-def map_bce(map_logits_B1HW: Tensor, truth_B1HW: Tensor, weight_B1HW: Tensor) -> Tensor:
+def map_bce(map_logits_B1HW: Tensor, truth_B1HW: Tensor, weight_B1HW: Tensor) -> Term:
     """Cross-entropy of the heatmap per cell, mean over the cells that count; 0 if none does."""
     each_B1HW = functional.binary_cross_entropy_with_logits(map_logits_B1HW, truth_B1HW, reduction="none")
-    return (each_B1HW * weight_B1HW).sum() / weight_B1HW.sum().clamp_min(1.0)
+    return Term((each_B1HW * weight_B1HW).sum(), weight_B1HW.sum())
 
 
-def map_overlap(map_logits_B1HW: Tensor, truth_B1HW: Tensor, weight_B1HW: Tensor, label_B: Tensor) -> Tensor:
+def map_overlap(map_logits_B1HW: Tensor, truth_B1HW: Tensor, weight_B1HW: Tensor, label_B: Tensor) -> Term:
     """1 - soft IoU of the heatmap, mean over manipulated pairs that have a truth; 0 if none has.
 
     Cross-entropy counts cells, so a large edit drowns ten small ones; IoU counts edits, as the figures do.
@@ -115,4 +130,5 @@ def map_overlap(map_logits_B1HW: Tensor, truth_B1HW: Tensor, weight_B1HW: Tensor
     both_B = (said_B1HW * truth_B1HW).sum((1, 2, 3))
     either_B = said_B1HW.sum((1, 2, 3)) + truth_B1HW.sum((1, 2, 3)) - both_B
     counted_B = (label_B == MANIPULATED) & (truth_B1HW.sum((1, 2, 3)) > 0)
-    return torch.where(counted_B, 1.0 - both_B / either_B.clamp_min(1e-6), 0.0).sum() / counted_B.sum().clamp_min(1)
+    total = torch.where(counted_B, 1.0 - both_B / either_B.clamp_min(1e-6), 0.0).sum()
+    return Term(total, counted_B.sum().float())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from stemma.errors import Corrupt, NotFound
 from stemma.networks import raft
-from stemma.networks.alignment import Aligner, AlignmentSettings, coarse, fit_flow
+from stemma.networks.alignment import Aligner, AlignmentSettings, coarse, fit_flow, lay, to_square
 from stemma.vision import geometry
 
 WIDTH, HEIGHT = 320, 240
@@ -183,6 +183,26 @@ def test_fitting_a_flow_ignores_what_moves_by_itself() -> None:
     for found_33 in maps:
         assert error_px(found_33, true_33, side, side) < 0.2
     assert list(fit_flow(flow, np.zeros((side, side), bool), AlignmentSettings())) == []
+
+
+def test_laying_brings_the_query_where_the_original_shows_it() -> None:
+    original = scene(13)
+    true_33 = geometry.about_centre(geometry.rotation(5), (WIDTH, HEIGHT)) @ geometry.mirror(WIDTH)
+    query = geometry.warp(original, true_33, (WIDTH, HEIGHT))
+    square_33 = to_square(true_33, (WIDTH, HEIGHT), (WIDTH, HEIGHT), 160)
+    laid, valid = lay(query, square_33, 160)
+    small = geometry.resize(original, (160, 160))
+    assert laid.shape == (160, 160, 3) and set(np.unique(valid)) == {0, 255}
+    assert 0.85 < (valid > 0).mean() < 0.97
+    assert np.abs(laid[valid > 0].astype(int) - small[valid > 0]).mean() < 1.5
+    assert np.abs(geometry.resize(query, (160, 160)).astype(int) - small).mean() > 15
+
+
+def test_laying_does_not_alias() -> None:
+    fine = np.zeros((640, 640, 3), np.uint8)
+    fine[:, ::2] = 255
+    laid, valid = lay(fine, geometry.identity(), 160)
+    assert np.abs(laid.astype(int) - 127).max() <= 2 and (valid == 255).all()
 
 
 def test_dewarping_takes_the_flow_from_original_to_query() -> None:

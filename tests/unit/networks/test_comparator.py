@@ -144,8 +144,8 @@ def test_starter_losses_are_finite_and_reach_every_parameter(labels: list[int]) 
     out = network(pictures(10), pictures(11), valid)
     assert out.map_logits_B1hw is not None
     truth = losses.map_truth(mask, (SIDE // 2, SIDE // 2)) * (label == 1)[:, None, None, None]
-    loss = losses.classes(out.logits_B3, label) + losses.grid(out.grid_B77, losses.grid_truth(mask, label))
-    loss = loss + losses.map_bce(out.map_logits_B1hw, truth, torch.ones_like(truth))
+    loss = losses.classes(out.logits_B3, label).mean + losses.grid(out.grid_B77, losses.grid_truth(mask, label)).mean
+    loss = loss + losses.map_bce(out.map_logits_B1hw, truth, torch.ones_like(truth)).mean
     loss.backward()
     assert torch.isfinite(loss)
     without = {name for name, p in network.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()}
@@ -207,7 +207,8 @@ def test_gradients_of_both_losses_reach_the_flow() -> None:
     label = torch.tensor([1, 2])
     mask = torch.zeros(2, 1, 128, 128)
     mask[:, :, 20:60, 20:60] = 1
-    for loss in (losses.classes(out.logits_B3, label), losses.grid(out.grid_B77, losses.grid_truth(mask, label))):
+    terms = (losses.classes(out.logits_B3, label), losses.grid(out.grid_B77, losses.grid_truth(mask, label)))
+    for loss in (term.mean for term in terms):
         network.zero_grad()
         loss.backward(retain_graph=True)
         total = sum(float(p.grad.abs().sum()) for p in network.flow.parameters() if p.grad is not None)
@@ -221,8 +222,8 @@ def test_benign_pairs_alone_train_the_paper_network_too() -> None:
     query, original = (pictures(seed, 2, 32) / 127.5 - 1 for seed in (15, 16))
     label = torch.zeros(2, dtype=torch.long)
     out = network(query, original)
-    loss = 0.5 * losses.classes(out.logits_B3, label)
-    loss = loss + 0.5 * losses.grid(out.grid_B77, losses.grid_truth(torch.zeros(2, 1, 32, 32), label))
+    loss = 0.5 * losses.classes(out.logits_B3, label).mean
+    loss = loss + 0.5 * losses.grid(out.grid_B77, losses.grid_truth(torch.zeros(2, 1, 32, 32), label)).mean
     loss.backward()
     assert torch.isfinite(loss)
     assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in network.parameters())

@@ -107,7 +107,7 @@ def test_class_loss_is_minus_the_logarithm_of_the_right_class() -> None:
     logits_B3 = torch.randn(5, 3, generator=seeded(1))
     label_B = torch.tensor([0, 1, 2, 1, 0])
     expected = [-math.log(float(torch.softmax(row, 0)[y])) for row, y in zip(logits_B3, label_B, strict=True)]
-    assert float(losses.classes(logits_B3, label_B)) == pytest.approx(sum(expected) / 5, abs=1e-5)
+    assert float(losses.classes(logits_B3, label_B).mean) == pytest.approx(sum(expected) / 5, abs=1e-5)
 
 
 def grid_by_loop(grid_B77: Tensor, truth_B77: Tensor) -> float:
@@ -129,14 +129,14 @@ def test_grid_loss_equals_the_loop_over_whatever_has_a_truth(labels: list[int], 
     for label, truth_77 in zip(labels, truth_B77, strict=True):
         assert (label != 0) or bool((truth_77 == 0).all())
         assert (label != 2) or bool((truth_77 == 1).all())
-    assert float(losses.grid(grid_B77, truth_B77)) == pytest.approx(grid_by_loop(grid_B77, truth_B77), abs=1e-5)
+    assert float(losses.grid(grid_B77, truth_B77).mean) == pytest.approx(grid_by_loop(grid_B77, truth_B77), abs=1e-5)
 
 
 def test_benign_pairs_alone_give_a_finite_grid_loss_without_gradient() -> None:
     """The printed term is 0/0 for them (papers.md 2.1, 7)."""
     grid_B77 = torch.randn(3, 7, 7, generator=seeded(2), requires_grad=True)
     truth_B77 = losses.grid_truth(torch.ones(3, 1, 14, 14), torch.zeros(3, dtype=torch.long))
-    loss = losses.grid(grid_B77, truth_B77)
+    loss = losses.grid(grid_B77, truth_B77).mean
     loss.backward()
     assert float(loss.detach()) == 0.0
     assert grid_B77.grad is not None and float(grid_B77.grad.abs().max()) == 0.0
@@ -145,8 +145,9 @@ def test_benign_pairs_alone_give_a_finite_grid_loss_without_gradient() -> None:
 def test_grid_loss_does_not_see_the_scale() -> None:
     grid_B77 = torch.randn(2, 7, 7, generator=seeded(4))
     truth_B77 = torch.rand(2, 7, 7, generator=seeded(5))
-    assert torch.allclose(losses.grid(grid_B77 * 40, truth_B77), losses.grid(grid_B77, truth_B77 / 3), atol=1e-5)
-    assert float(losses.grid(truth_B77 * 2, truth_B77)) == pytest.approx(0, abs=1e-5)
+    once, scaled = losses.grid(grid_B77, truth_B77 / 3).mean, losses.grid(grid_B77 * 40, truth_B77).mean
+    assert torch.allclose(scaled, once, atol=1e-5)
+    assert float(losses.grid(truth_B77 * 2, truth_B77).mean) == pytest.approx(0, abs=1e-5)
 
 
 def test_map_loss_equals_the_loop_over_cells_that_count() -> None:
@@ -158,8 +159,8 @@ def test_map_loss_equals_the_loop_over_cells_that_count() -> None:
         p = 1 / (1 + math.exp(-logit))
         total += w * -(t * math.log(p) + (1 - t) * math.log(1 - p))
         count += w
-    assert float(losses.map_bce(logits, truth, weight)) == pytest.approx(total / count, abs=1e-5)
-    assert float(losses.map_bce(logits, truth, torch.zeros_like(weight))) == 0.0
+    assert float(losses.map_bce(logits, truth, weight).mean) == pytest.approx(total / count, abs=1e-5)
+    assert float(losses.map_bce(logits, truth, torch.zeros_like(weight)).mean) == 0.0
 
 
 def test_overlap_loss_equals_the_loop_over_manipulated_pairs() -> None:
@@ -174,8 +175,8 @@ def test_overlap_loss_equals_the_loop_over_manipulated_pairs() -> None:
         said, t = torch.sigmoid(logits[b]) * weight[b], truth[b] * weight[b]
         both = float((said * t).sum())
         terms.append(1 - both / (float(said.sum()) + float(t.sum()) - both))
-    assert float(losses.map_overlap(logits, truth, weight, label)) == pytest.approx(sum(terms) / 2, abs=1e-5)
-    assert float(losses.map_overlap(logits, truth, weight, torch.zeros(4))) == 0.0
+    assert float(losses.map_overlap(logits, truth, weight, label).mean) == pytest.approx(sum(terms) / 2, abs=1e-5)
+    assert float(losses.map_overlap(logits, truth, weight, torch.zeros(4)).mean) == 0.0
 
 
 def test_map_truth_keeps_the_area() -> None:

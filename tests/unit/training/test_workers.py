@@ -1,0 +1,138 @@
+"""Steps over 1, 2 and 4 workers: the same global batch gives the same loss and gradients within float error."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from training import losses, workers
+from training.comparator import ComparatorSettings, ComparatorStep, build
+from training.data import Batch, numbers
+from training.workers import Alone, Group
+
+T = TypeVar("T")
+SIDE = 32
+
+
+class Exchange:
+    """Collectives of torch.distributed over threads of one process: what a unit test may use of a process group."""
+
+    def __init__(self, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._world, self._slots = world, [torch.empty(0)] * world
+        self._barrier, self._local = threading.Barrier(world, timeout=60), threading.local()
+        for name in ("all_reduce", "all_gather"):
+            monkeypatch.setattr(torch.distributed, name, getattr(self, name))
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda: self._local.rank)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world)
+
+    def run(self, work: Callable[[Group], T]) -> list[T]:
+        """``work`` on every rank, in threads of its own."""
+
+        def ranked(rank: int) -> T:
+            self._local.rank = rank
+            return work(Group())
+
+        with ThreadPoolExecutor(self._world) as pool:
+            return [future.result() for future in [pool.submit(ranked, rank) for rank in range(self._world)]]
+
+    def _swap(self, tensor: Tensor) -> list[Tensor]:
+        self._slots[self._local.rank] = tensor.detach().clone()
+        self._barrier.wait()
+        every = list(self._slots)
+        self._barrier.wait()
+        return every
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        tensor.copy_(torch.stack(self._swap(tensor)).sum(0))
+
+    def all_gather(self, parts: list[Tensor], tensor: Tensor) -> None:
+        for part, one in zip(parts, self._swap(tensor), strict=True):
+            part.copy_(one)
+
+
+def global_batch(count: int) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    pictures = torch.rand(2, count, 3, SIDE, SIDE, generator=generator) * 255
+    mask = torch.zeros(count, 1, SIDE, SIDE)
+    mask[:, :, 4:20, 8:24] = 1
+    label = torch.tensor([0, 1, 1, 2, 0, 0, 1, 0][:count])
+    mask *= (label == 1)[:, None, None, None]
+    valid = torch.ones(count, 1, SIDE, SIDE)
+    valid[1, :, :, :10] = 0
+    return Batch(pictures[0], pictures[1], valid, mask, valid, label)
+
+
+def share(batch: Batch, rank: int, world: int) -> Batch:
+    mine = numbers(0, batch=len(batch.label_B), rank=rank, world=world)
+    return Batch(*(part[mine] for part in batch))
+
+
+SETTINGS = ComparatorSettings(batch=8, frozen_stages=2, seed=3)
+
+
+def stepped(group: workers.Workers, network: torch.nn.Module) -> tuple[dict[str, float], list[Tensor]]:
+    step = ComparatorStep(SETTINGS, network, group)
+    said = step.step(share(global_batch(8), group.rank, group.world), 0)
+    return said, [p.grad for p in network.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_comparator_learns_the_same_on_any_number_of_workers(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kinds are shared out unevenly: a mean of the workers' own means would be another loss."""
+    # made here: torch's seed belongs to the process, and threads would draw from it in turn
+    networks = [build(SETTINGS) for _ in range(world)]
+    alone, expected = stepped(Alone(), build(SETTINGS))
+    for said, found in Exchange(world, monkeypatch).run(lambda group: stepped(group, networks[group.rank])):
+        assert said == pytest.approx(alone, rel=1e-4, abs=1e-5)
+        assert len(found) == len(expected)
+        largest = max(float(other.abs().max()) for other in expected)
+        for one, other in zip(found, expected, strict=True):
+            assert torch.allclose(one, other, rtol=1e-3, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_negatives_are_gathered_with_their_gradients(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(5)
+    input_ND = torch.randn(16, 6, generator=generator)
+    start = torch.randn(6, 6, generator=generator)
+    group_N = torch.arange(16) // 4
+
+    def learned(group: workers.Workers) -> tuple[float, Tensor]:
+        weight = torch.nn.Parameter(start.clone())
+        size = 16 // group.world
+        mine = slice(group.rank * size, (group.rank + 1) * size)
+        e_BD = input_ND[mine] @ weight
+        loss = losses.contrastive(
+            e_BD,
+            group_N[mine],
+            temperature=0.1,
+            pool_PD=group.gather(e_BD),
+            pool_group_P=group_N,
+            first=group.rank * size,
+        )
+        loss.backward()
+        workers.average_gradients([weight], group)
+        assert weight.grad is not None
+        return float(group.mean(loss)), weight.grad
+
+    loss, gradient = learned(Alone())
+    for found_loss, found in Exchange(world, monkeypatch).run(learned):
+        assert found_loss == pytest.approx(loss, abs=1e-5)
+        assert torch.allclose(found, gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gradient_that_one_worker_lacks_counts_as_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    def averaged(group: workers.Workers) -> Any:
+        used, unused = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))
+        ((used.sum() if group.rank else used.sum() * 0 + unused.sum()) * 2).backward()
+        workers.average_gradients([used, unused], group)
+        return used.grad, unused.grad
+
+    for used, unused in Exchange(2, monkeypatch).run(averaged):
+        assert torch.equal(used, torch.ones(2)) and torch.equal(unused, torch.ones(3))

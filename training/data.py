@@ -1,0 +1,193 @@
+"""Training data: photographs on disk, numbered samples made from them, batches, and processes that render ahead.
+
+Sample ``t`` of worker ``rank`` among ``world`` is the sample numbered ``t * world + rank``, a pure function of the seed
+and that number. So a global batch is the same samples however many workers share it, and a resumed run goes on with the
+sample it would have drawn.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from stemma.vision.geometry import Picture
+from training import pairs, split
+from training.pairs import Kind, Pair, PairSettings
+
+STRANGERS = 3
+"""Other photographs that one sample may take donors and strangers from."""
+
+
+class Photographs:
+    """Photographs, kept as files' bytes and decoded when asked. A corrupt one is skipped, counted and named."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self._names = tuple(names)
+        self._bodies = [_read(folder / name) for name in names]
+        self.skipped: dict[str, str] = {}
+        """Name -> why."""
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Picture:
+        """uint8 RGB of photograph ``index``, or of the next one that can be read.
+
+        Raises ``ValueError`` when none can.
+        """
+        for step in range(len(self._names)):
+            place = (index + step) % len(self._names)
+            picture = self._decode(place)
+            if picture is not None:
+                return picture
+        raise ValueError(f"none of {len(self._names)} photographs can be read; the first is {self._names[:1]}")
+
+    def _decode(self, place: int) -> Picture | None:
+        name, body = self._names[place], self._bodies[place]
+        if name in self.skipped:
+            return None
+        bgr_HWC = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR) if body else None
+        if bgr_HWC is None or min(bgr_HWC.shape[:2]) < 32:
+            self.skipped[name] = "missing or empty" if not body else "not a picture of 32 px or more"
+            return None
+        return np.asarray(cv2.cvtColor(bgr_HWC, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _read(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def training_photographs(data: Path) -> Photographs:
+    """The 501 of ``training/split.json`` that may be trained on."""
+    return Photographs(data / "photos" / "train", split.load().train)
+
+
+def validation_photographs(data: Path) -> Photographs:
+    """The 49 that choose checkpoints."""
+    folder = data / "photos" / "val"
+    return Photographs(folder, sorted(path.name for path in folder.glob("*.jpg")))
+
+
+def number(t: int, *, rank: int, world: int) -> int:
+    """The sample that worker ``rank`` draws as its ``t``-th. Raises ``ValueError`` for a rank that does not exist."""
+    if not 0 <= rank < world or t < 0:
+        raise ValueError(f"rank {rank} of {world} workers has no sample {t}")
+    return t * world + rank
+
+
+class PairData:
+    """Numbered pairs of the comparator."""
+
+    def __init__(self, photographs: Photographs, settings: PairSettings, *, seed: int) -> None:
+        self.photographs, self.settings, self.seed = photographs, settings, seed
+
+    def sample(self, n: int, *, kind: Kind | None = None) -> Pair:
+        """Sample ``n``; each epoch visits every photograph once, in an order of its own."""
+        count = len(self.photographs)
+        epoch, place = divmod(n, count)
+        order_N = np.random.default_rng([self.seed, 1, epoch]).permutation(count)
+        rng = np.random.default_rng([self.seed, 2, n])
+        others = [int(order_N[(place + step) % count]) for step in rng.integers(1, max(2, count), STRANGERS)]
+        original_HWC = self.photographs[int(order_N[place])]
+        strangers = [self.photographs[index] for index in others]
+        return pairs.render(original_HWC, strangers, rng, self.settings, kind=kind)
+
+
+class Batch(NamedTuple):
+    """B pairs as the comparator takes them: pictures 0..255, maps 0..1, float32."""
+
+    query_B3HW: Tensor
+    original_B3HW: Tensor
+    valid_B1HW: Tensor
+    mask_B1HW: Tensor
+    counted_B1HW: Tensor
+    label_B: Tensor
+
+
+def collate(samples: Sequence[Pair]) -> Batch:
+    """The batch of some pairs, in order."""
+
+    def stack(name: str) -> Tensor:
+        stacked = torch.from_numpy(np.stack([getattr(one, name) for one in samples]))
+        if stacked.ndim == 3:
+            return stacked[:, None].float() / 255
+        return stacked.permute(0, 3, 1, 2).float().contiguous(memory_format=torch.channels_last)
+
+    return Batch(
+        query_B3HW=stack("query_HWC"),
+        original_B3HW=stack("original_HWC"),
+        valid_B1HW=stack("valid_HW"),
+        mask_B1HW=stack("mask_HW"),
+        counted_B1HW=stack("counted_HW"),
+        label_B=torch.tensor([one.label for one in samples]),
+    )
+
+
+def numbers(step: int, *, batch: int, rank: int, world: int) -> list[int]:
+    """The samples of one worker's share of the global batch ``step``. Raises ``ValueError`` if it cannot be shared."""
+    if batch % world:
+        raise ValueError(f"a global batch of {batch} cannot be shared by {world} workers")
+    share = batch // world
+    return [number(step * share + i, rank=rank, world=world) for i in range(share)]
+
+
+class Feed:
+    """Batches in order from ``step`` on, rendered ahead by child processes (0: in this one)."""
+
+    def __init__(
+        self, data: PairData, *, batch: int, step: int = 0, rank: int = 0, world: int = 1, processes: int = 0
+    ) -> None:
+        self._data, self._batch, self._rank, self._world = data, batch, rank, world
+        self._step = step
+        self._ahead: deque[list[Future[Pair]]] = deque()
+        self._pool: ProcessPoolExecutor | None = None
+        if processes:
+            self._pool = ProcessPoolExecutor(
+                processes, multiprocessing.get_context("spawn"), initializer=_become, initargs=(data,)
+            )
+            self._depth = 2 + processes
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            yield self._next()
+
+    def _next(self) -> Batch:
+        if self._pool is None:
+            samples = [self._data.sample(n) for n in self._numbers(self._step)]
+        else:
+            while len(self._ahead) < self._depth:
+                coming = self._numbers(self._step + len(self._ahead))
+                self._ahead.append([self._pool.submit(_sample, n) for n in coming])
+            samples = [one.result() for one in self._ahead.popleft()]
+        self._step += 1
+        return collate(samples)
+
+    def _numbers(self, step: int) -> list[int]:
+        return numbers(step, batch=self._batch, rank=self._rank, world=self._world)
+
+    def close(self) -> None:
+        """End the child processes; what they were rendering is dropped."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+_RENDERER: list[PairData] = []
+
+
+def _become(data: PairData) -> None:
+    """A child renders for one training run, on one thread."""
+    cv2.setNumThreads(1)
+    _RENDERER[:] = [data]
+
+
+def _sample(n: int) -> Pair:
+    return _RENDERER[0].sample(n)

@@ -1,0 +1,169 @@
+"""The bare loop around a plain step: batches, checkpoints, resuming, validation, a bar and a JSONL log.
+
+A run is a folder: ``log.jsonl`` (one line a step, one a validation), ``last.pt`` (everything the next step depends on:
+weights, optimizer, random state, data position), ``best.pt`` (the same, at the best validation so far). Step ``t``
+after a resume is the step that would have been, to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, Generic, Protocol, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from stemma.errors import Conflict, Corrupt, NotFound
+
+B = TypeVar("B")
+B_contra = TypeVar("B_contra", contravariant=True)
+LAST, BEST, LOG = "last.pt", "best.pt", "log.jsonl"
+
+
+class Step(Protocol[B_contra]):
+    """What is trained. A step depends on its state, the batch and ``t``, and on nothing else."""
+
+    def step(self, batch: B_contra, t: int) -> dict[str, float]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class LoopSettings(BaseModel):
+    """When a run saves and validates, in steps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    checkpoint_every: int = Field(100, ge=1)
+    validate_every: int = Field(200, ge=1)
+    log_every: int = Field(1, ge=1)
+
+
+class Run(Generic[B]):
+    """One named run of a step over batches ``0 .. steps - 1``."""
+
+    def __init__(self, folder: Path, settings: LoopSettings | None = None) -> None:
+        self.folder, self.settings = folder, settings or LoopSettings()
+        self._best = float("-inf")
+
+    def start(self, step: Step[B], config: dict[str, Any], *, resume: bool) -> int:
+        """The step to go on with: 0 for a new run, else what ``last.pt`` says, with its state loaded.
+
+        Raises ``Conflict`` for a name that is taken or a resume under another config, ``NotFound`` where there is
+        nothing to resume: a run is never continued, nor overwritten, by accident.
+        """
+        path = self.folder / LAST
+        if not resume:
+            if self.folder.exists():
+                raise Conflict(
+                    "there is a run of this name; resume it or choose another name", subject=str(self.folder)
+                )
+            self.folder.mkdir(parents=True)
+            (self.folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+            return 0
+        state = load(path)
+        if state["config"] != config:
+            changed = sorted(key for key in {*config, *state["config"]} if config.get(key) != state["config"].get(key))
+            raise Conflict(
+                f"the run was started with another {', '.join(changed)}; start a new run", subject=str(self.folder)
+            )
+        step.load_state_dict(state["step"])
+        torch.set_rng_state(state["rng"])
+        self._best = state["best"]
+        self._truncate(state["t"])
+        return int(state["t"])
+
+    def go(
+        self,
+        step: Step[B],
+        batches: Iterator[B],
+        *,
+        config: dict[str, Any],
+        first: int,
+        steps: int,
+        validate: Callable[[], dict[str, float]] | None = None,
+        moved: Callable[[int], None] = lambda _: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> int:
+        """Run to ``steps`` or until ``stop``; batches start at ``first``. Returns the number of steps done in all."""
+        with (self.folder / LOG).open("a", encoding="utf-8") as log:
+            t = first
+            while t < steps and not stop():
+                batch = next(batches)
+                began = time.perf_counter()
+                said = step.step(batch, t)
+                t += 1
+                if t % self.settings.log_every == 0:
+                    _write(log, {"t": t, **said, "step_s": round(time.perf_counter() - began, 4)})
+                moved(1)
+                ends = t == steps
+                if validate is not None and (ends or t % self.settings.validate_every == 0):
+                    self._validated(step, validate(), t, config, log)
+                if ends or t % self.settings.checkpoint_every == 0:
+                    self._save(LAST, step, t, config)
+            if t % self.settings.checkpoint_every and t < steps:
+                self._save(LAST, step, t, config)
+        return t
+
+    def _validated(self, step: Step[B], found: dict[str, float], t: int, config: dict[str, Any], log: IO[str]) -> None:
+        _write(log, {"t": t, "validation": found})
+        if found["score"] > self._best:
+            self._best = found["score"]
+            self._save(BEST, step, t, config)
+
+    def _save(self, name: str, step: Step[B], t: int, config: dict[str, Any]) -> None:
+        state = {
+            "t": t,
+            "step": step.state_dict(),
+            "rng": torch.get_rng_state(),
+            "best": self._best,
+            "config": config,
+        }
+        # written beside and renamed: a kill leaves the checkpoint before, never half of one
+        beside = self.folder / (name + ".new")
+        with beside.open("wb") as out:
+            torch.save(state, out)
+            out.flush()
+            os.fsync(out.fileno())
+        beside.replace(self.folder / name)
+
+    def _truncate(self, t: int) -> None:
+        """Drop what the log says of steps that will be made again."""
+        path = self.folder / LOG
+        if path.exists():
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= t]
+            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["t"])
+    except (ValueError, KeyError):
+        # the line that a kill cut off
+        return float("inf")
+
+
+def _write(log: IO[str], entry: dict[str, Any]) -> None:
+    log.write(json.dumps(entry) + "\n")
+    log.flush()
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint. Raises ``NotFound`` where there is none and ``Corrupt`` for one that cannot be read."""
+    if not path.exists():
+        raise NotFound("there is no checkpoint to resume from", subject=str(path))
+    # a torn file is no archive; torch would take it for its oldest format and fail in any of ten ways
+    if not zipfile.is_zipfile(path):
+        raise Corrupt("the checkpoint is torn; start from another one", subject=str(path))
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        raise Corrupt(f"the checkpoint cannot be read: {error}", subject=str(path)) from error
+    return state
