@@ -63,7 +63,7 @@ def plan(
     for at, draft in enumerate(drafts):
         image_id = draft.image_id if draft.image_id is not None else draft.sha256
         if at in refused:
-            items.append(_rejected(draft, refused[at]))
+            items.append(_rejected(draft, None, refused[at]))
             continue
         held = sha_by_id.get(image_id)
         if held == draft.sha256 or (held is None and ids_by_sha.get(draft.sha256)):
@@ -75,7 +75,7 @@ def plan(
                 raise Conflict(f"{image_id!r} is stored with other bytes; pass replace to change it", subject=image_id)
             typed, extra = split_metadata(draft.metadata, columns)
         except StemmaError as error:
-            items.append(_rejected(draft, error))
+            items.append(_rejected(draft, image_id if error.code == "conflict" else None, error))
             continue
         if held is not None:
             ids_by_sha[held].remove(image_id)
@@ -103,8 +103,7 @@ def _metadata_seen(drafts: Sequence[Draft], refused: Mapping[int, BadRequest], k
     return [d.metadata for at, d in enumerate(drafts) if at not in refused and d.sha256 not in known.ids_by_sha]
 
 
-def _rejected(draft: Draft, error: StemmaError) -> IngestItem:
-    image_id = draft.image_id if error.code == "conflict" else None
+def _rejected(draft: Draft, image_id: str | None, error: StemmaError) -> IngestItem:
     return IngestItem(
         name=draft.name, image_id=image_id, status="rejected", error=Problem(code=error.code, detail=error.detail)
     )
