@@ -23,6 +23,7 @@ from stemma.terminal import VERDICT_STYLES, run
 SetOption = Annotated[Path, typer.Option("--set", help="folder that make_quick.py wrote")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
+PIPE_COLUMNS = 120
 
 
 def evaluate(argv: list[str]) -> int:
@@ -82,7 +83,7 @@ def _int8(folder: SetOption, config: ConfigOption = None, as_json: JsonOption = 
         both = [result["float32"][name], result["int8"][name]]
         cells = [f"{each[depth]['share']:.3f}" for depth in ("IR@1", "IR@100") for each in both]
         table.add_row(name, *cells, str(both[0]["n"]))
-    Console().print(table)
+    _console().print(table)
     return 0
 
 
@@ -93,7 +94,7 @@ def _print_quick(result: dict[str, Any]) -> None:
         table.add_row(name, str(row["n"]), *(_share(row[f"IR@{k}"]) for k in (1, 10, 100)), _share(found))
     mirrored = result["mirrored"]
     table.add_row("mirrored", str(mirrored["n"]), _share(mirrored["IR@1"]))
-    console = Console()
+    console = _console()
     console.print(table)
     console.print(
         f"\n{result['strangers_found']} strangers found. An answer takes {result['p50_ms']:.0f} ms (median of "
@@ -127,10 +128,10 @@ def _demo(
 
 
 def _print_demo(outcome: Outcome, out: Path) -> None:
-    table = _table("query", "what it was", "verdict", "original", "ms embedded", "ms HTTP")
+    table = _table("query", "what it was", "verdict", "original", "ms", "ms HTTP")
     for reply in outcome.replies:
         table.add_row(*_row(reply, outcome))
-    console, figures = Console(), outcome.figures()
+    console, figures = _console(), outcome.figures()
     console.print(table)
     style = "green" if outcome.passed else "red"
     equal = "equal" if not outcome.disagreements else "NOT equal"
@@ -158,6 +159,12 @@ def _row(reply: Reply, outcome: Outcome) -> list[str]:
         f"{reply.embedded_ms:.0f}",
         f"{reply.served_ms:.0f}",
     ]
+
+
+def _console() -> Console:
+    """Standard output; in a file or a pipe wide enough that no name is cut."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPE_COLUMNS)
 
 
 def _table(*names: str) -> Table:

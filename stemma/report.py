@@ -39,6 +39,7 @@ HEADLINES = {
     "unknown": "No original here",
 }
 FOUND_ONLY = "Original found"
+NEARNESS = "verification score (larger is surer) · squared distance of the embeddings (0 to 4)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +154,7 @@ def others(each: Entry) -> Html:
     items = join(
         f"<li>{_image(each.originals.get(c.image_id), called(c), CANDIDATE_PX)}"
         f'<span class="name" title="{text(called(c))}">{text(called(c))}</span>'
-        f'<span class="num">{text(_nearness(c))}</span></li>'
+        f'<span class="num" title="{NEARNESS}">{text(_nearness(c))}</span></li>'
         for c in rest
     )
     what = "Next candidates" if original is not None else "Nearest, none of them verified"
@@ -243,8 +244,8 @@ def _image(rgb_HWC: Bytes3 | None, name: str, side_px: int) -> Html:
 
 
 def _nearness(candidate: Candidate) -> str:
-    match = "" if candidate.match is None else f" · match {candidate.match:.1f}"
-    return f"distance {candidate.refined_distance:.3f}{match}"
+    match = "" if candidate.match is None else f"match {candidate.match:.1f} · "
+    return f"{match}at {candidate.refined_distance:.2f}"
 
 
 def _tone(answer: Answer) -> str:
