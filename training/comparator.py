@@ -153,6 +153,14 @@ class ComparatorStep:
             else:
                 mine.copy_(state[name])
 
+    def begin(self, tensors: dict[str, Tensor]) -> int:
+        """Start from another run's weights, where names and shapes agree; returns how many tensors did."""
+        state = self.network.state_dict()
+        fitting = {name: one for name, one in tensors.items() if name in state and state[name].shape == one.shape}
+        for network in (self.network, self.averaged):
+            network.load_state_dict(fitting, strict=False)
+        return len(fitting)
+
     def state_dict(self) -> State:
         return {
             "network": self.network.state_dict(),

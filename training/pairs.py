@@ -40,6 +40,9 @@ class PairSettings(BaseModel):
     both: float = Field(0.36, ge=0, description="share of edits under the whole benign suite")
     distinct: float = Field(0.12, ge=0, description="share of strangers")
     aligned: float = Field(0.25, ge=0, le=1, description="share laid by the real aligner instead of the exact map")
+    graded: float = Field(
+        0.3, ge=0, le=1, description="share of benign versions that are colour-graded as a whole, too"
+    )
     error_px: float = Field(0.12, gt=0, description="median error of an exact map's corners, log-normal")
     error_spread: float = Field(1.0, ge=0, description="standard deviation of the error's logarithm")
     coarse_share: float = Field(
@@ -82,6 +85,9 @@ def render(
     source_HWC, mask_HW, log = _source(original_HWC, strangers, rng, drawn)
     rendered = (_recompressed if drawn == "manip" else benign.render)(source_HWC, rng)
     query_HWC, back_33 = _working(rendered.rgb_HWC, rendered.source_from_query_33)
+    if drawn != "manip" and rng.random() < settings.graded:
+        query_HWC, graded = grade(query_HWC, rng)
+        log.append(graded)
     square_33 = _square_map(query_HWC, original_HWC, source_HWC, back_33, rng, settings, stranger=drawn == "distinct")
     side = settings.side_px
     laid_HWC, valid_HW = lay(query_HWC, square_33, side)
@@ -129,6 +135,27 @@ def _recompressed(source_HWC: Picture, rng: np.random.Generator) -> benign.Rende
     back_33 = geometry.scaling(width / size[0], height / size[1])
     log = [f"resize {factor:.3f}", f"jpeg {quality}"]
     return benign.Rendered(rgb_HWC=out_HWC, source_from_query_33=back_33, mirrored=False, log=log)
+
+
+def grade(rgb_HWC: Picture, rng: np.random.Generator) -> tuple[Picture, str]:
+    """The picture under one change of all its colours, and which: grading is benign (design.md, Verdict)."""
+    unit_HWC = rgb_HWC.astype(np.float32) / np.float32(255)
+    name = str(rng.choice(["gamma", "balance", "saturation", "hue", "curve"]))
+    if name == "gamma":
+        unit_HWC = unit_HWC ** np.float32(np.exp(rng.uniform(-0.5, 0.5)))
+    elif name == "balance":
+        unit_HWC = unit_HWC * rng.uniform(0.75, 1.2, 3).astype(np.float32)
+    elif name == "curve":
+        smooth_HWC = unit_HWC * unit_HWC * (3 - 2 * unit_HWC)
+        unit_HWC = unit_HWC + np.float32(rng.uniform(-0.5, 1.0)) * (smooth_HWC - unit_HWC)
+    else:
+        hsv_HWC = cv2.cvtColor(unit_HWC, cv2.COLOR_RGB2HSV)
+        if name == "saturation":
+            hsv_HWC[..., 1] = np.clip(hsv_HWC[..., 1] * np.float32(max(0.0, rng.uniform(-0.3, 1.6))), 0, 1)
+        else:
+            hsv_HWC[..., 0] = (hsv_HWC[..., 0] + np.float32(rng.uniform(-20, 20))) % 360
+        unit_HWC = cv2.cvtColor(hsv_HWC, cv2.COLOR_HSV2RGB)
+    return np.asarray(np.clip(unit_HWC, 0, 1) * 255 + 0.5).astype(np.uint8), f"grade {name}"
 
 
 def _working(query_HWC: Picture, back_33: Map33) -> tuple[Picture, Map33]:

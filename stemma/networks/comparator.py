@@ -39,6 +39,8 @@ FIT_ROUNDS = 2
 BLOCK_PX = 8
 GAIN_MIN, GAIN_MAX = 0.2, 5.0
 STATISTICS = 6
+PLACED = 16
+"""Channels of the deep map that reach z with their place: a mean over places cannot say where, and E_t must."""
 
 
 class Compared(NamedTuple):
@@ -160,7 +162,8 @@ class StarterComparator(nn.Module):
         self.down = nn.ModuleList([nn.Conv2d(w16, w8, 1), nn.Conv2d(w8, w4, 1), nn.Conv2d(w4, w2, 1)])
         self.merge = nn.ModuleList([Block(w8, w8), Block(w4, w4), Block(w2, w2)])
         self.map = nn.Conv2d(w2, 1, 3, padding=1)
-        self.vector = nn.Linear(2 * w16, VECTOR)
+        self.placed = nn.Conv2d(w16, PLACED, 1)
+        self.vector = nn.Linear(2 * w16 + PLACED * GRID * GRID, VECTOR)
         self.classify = nn.Linear(VECTOR + STATISTICS, len(CLASSES))
         self.grid = nn.Linear(VECTOR, GRID * GRID)
         nn.init.constant_(_bias(self.map), PRIOR_LOGIT)
@@ -179,7 +182,8 @@ class StarterComparator(nn.Module):
             up_BCHW = functional.interpolate(down(x_BCHW), size=skip_BCHW.shape[2:], mode="bilinear")
             x_BCHW = merge(up_BCHW + skip_BCHW)
         map_logits_B1hw = self.map(x_BCHW)
-        pooled_BC = torch.cat([deep_BCHW.mean((2, 3)), deep_BCHW.amax((2, 3))], 1)
+        placed_BC77 = functional.adaptive_avg_pool2d(self.placed(deep_BCHW), GRID)
+        pooled_BC = torch.cat([deep_BCHW.mean((2, 3)), deep_BCHW.amax((2, 3)), placed_BC77.flatten(1)], 1)
         vector_BD = functional.relu(self.vector(pooled_BC))
         said_B = _statistics(map_logits_B1hw, residual_B3HW, valid_B1HW)
         logits_B3 = self.classify(torch.cat([vector_BD, said_B], 1))

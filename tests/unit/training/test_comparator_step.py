@@ -93,6 +93,17 @@ def test_a_resumed_comparator_is_the_one_that_never_stopped(tmp_path: Path) -> N
         assert all(torch.equal(moments[name], parts["optimizer"]["state"][key][name]) for name in moments)
 
 
+def test_a_run_begins_from_another_runs_weights_where_they_fit() -> None:
+    other = build(SETTINGS.model_copy(update={"seed": 9})).state_dict()
+    other["grid.weight"] = torch.zeros(3, 3)
+    step = fresh()
+    own = step.network.state_dict()["grid.weight"].clone()
+    assert step.begin(other) == len(other) - 1
+    for network in (step.network, step.averaged):
+        assert torch.equal(network.state_dict()["map.weight"], other["map.weight"])
+        assert torch.equal(network.state_dict()["grid.weight"], own)
+
+
 def test_the_averaged_weights_lie_between() -> None:
     step = fresh()
     before = step.averaged.state_dict()["map.weight"].clone()

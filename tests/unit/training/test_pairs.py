@@ -147,6 +147,18 @@ def test_gain_and_bias_are_matched_where_nothing_was_edited() -> None:
     assert np.array_equal(nowhere, laid.astype(np.float32))
 
 
+def test_grading_changes_all_colours_and_no_place() -> None:
+    original = scene(9)
+    names = set()
+    for seed in range(30):
+        graded, name = pairs.grade(original, np.random.default_rng(seed))
+        names.add(name)
+        assert graded.shape == original.shape and graded.dtype == np.uint8
+        # equal pixels stay equal: nothing depends on where a pixel is
+        assert np.array_equal(pairs.grade(original[::-1], np.random.default_rng(seed))[0], graded[::-1])
+    assert len(names) == 5
+
+
 def test_queries_come_at_working_size_with_the_way_back() -> None:
     query, back = pairs._working(scene(1, 640, 320), geometry.identity())
     assert query.shape[:2] == (256, 512)
