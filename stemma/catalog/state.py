@@ -19,10 +19,12 @@ from stemma.catalog.encoding import IDENTITY, Identities, RowMismatch, decode, d
 from stemma.catalog.journal import Entry, FileDigest, Place
 from stemma.catalog.ledger import Ledger, Rows, Snapshot
 from stemma.catalog.schema import ColumnType, columns_of
-from stemma.errors import Corrupt, NotFound
+from stemma.errors import Corrupt, NotFound, Unavailable
 
 CATALOG = "catalog.lance"
 TOMBSTONES = "tombstones.lance"
+LOADS_MAX = 5
+"""Times that opening starts again because a compaction came between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,18 @@ class State:
         self.entries += len(entries)
 
     def _load(self) -> None:
-        entries, place, _ = journal.read(self._root)
+        for _ in range(LOADS_MAX):
+            entries, place, _ = journal.read(self._root)
+            try:
+                self._load_entries(entries, place)
+                return
+            except Corrupt:
+                # A compaction may have taken these versions away since; otherwise it is damage.
+                if not journal.changed(self._root, place):
+                    raise
+        raise Unavailable("the collection is being compacted over and over; try again", retry_after_s=1.0)
+
+    def _load_entries(self, entries: Sequence[Entry], place: Place) -> None:
         head = entries[-1]
         check_manifests(self._root, entries)
         catalog = Table.open(self._root / CATALOG, head.catalog, self._disk)

@@ -17,6 +17,7 @@ import pytest
 from stemma.catalog import state
 from stemma.catalog.catalog import Catalog
 from stemma.catalog.durable import Disk, manifest_path
+from stemma.catalog.journal import Entry
 from stemma.catalog.schema import Draft
 from stemma.errors import BadRequest, Conflict, Corrupt, NotFound, Unavailable
 
@@ -297,3 +298,22 @@ def test_readers_in_threads_see_whole_commits_while_the_writer_goes_on(
         for one in watching:
             one.result()
     assert wrong == []
+
+
+def test_opening_starts_again_when_a_compaction_comes_between(
+    catalog: Catalog, url: str, draft: MakeDraft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(3):
+        catalog.commit([draft(n)])
+    real = state.check_manifests
+    calls: list[int] = []
+
+    def meanwhile(root: Path, entries: list[Entry]) -> None:
+        calls.append(len(entries))
+        if len(calls) == 1:
+            catalog.compact(retain_s=0, keep_versions_s=0)
+        real(root, entries)
+
+    monkeypatch.setattr(state, "check_manifests", meanwhile)
+    assert len(Catalog.open(url)) == 3
+    assert calls[0] == 4 and calls[-1] == 1
