@@ -275,7 +275,8 @@ def _modes() -> Iterator[Case]:
     yield _decoded(
         13, "16-bit grey png", _png(width, height, 16, 0, (line.astype(">u2").tobytes() for line in grey)), rgb
     )
-    deep = scene.astype(">u2") * 257
+    # A low byte unlike the high one, or a reader of the wrong byte would go unnoticed.
+    deep = (scene.astype(np.uint16) * 256 + 77).astype(">u2")
     yield _decoded(13, "16-bit png", _png(width, height, 16, 2, (line.tobytes() for line in deep)), scene)
     keyed = _chunk(b"tRNS", deep[0, 0].tobytes())
     white = scene.copy()

@@ -95,13 +95,16 @@ def test_reducing_is_what_a_full_decode_and_resize_gives(
     format: str, photo_like: Callable[..., Rgb], encoded: Save
 ) -> None:
     # 1151 is odd, so a draft at 1/2 ends in a column that is half outside the picture.
-    body = encoded(photo_like(1151, 751), format, **({"quality": 92} if format == "JPEG" else {"compress_level": 1}))
+    grain = np.random.default_rng(0).normal(0, 12, (751, 1151, 3))
+    photo = np.clip(photo_like(1151, 751) + grain, 0, 255).astype(np.uint8)
+    body = encoded(photo, format, **({"quality": 92} if format == "JPEG" else {"compress_level": 1}))
     rgb_HWC = decode(body, DecodeSettings(working_side_px=256)).rgb_HWC
     whole = Image.fromarray(_oracle(body)).resize((256, 167), Image.Resampling.LANCZOS)
     apart = np.abs(rgb_HWC.astype(int) - np.asarray(whole))
     assert rgb_HWC.shape == (167, 256, 3)
-    assert apart.mean() < 0.5
-    assert np.quantile(apart, 0.999) <= 6
+    # Measured 0.51 and 3 steps on this grain; a draft at once to the working size leaves 1.07 and 5.
+    assert apart.mean() < 0.75
+    assert np.quantile(apart, 0.999) <= 4
 
 
 def test_turning_exchanges_the_full_size_too(photo: Rgb, encoded: Save) -> None:

@@ -92,10 +92,11 @@ def test_a_child_dies_with_its_parent(bodies: list[bytes], tmp_path: Path) -> No
     picture = tmp_path / "picture"
     picture.write_bytes(bodies[2])
     script = (
-        "import sys, pathlib, signal; from stemma.config import DecodeSettings;"
+        "import os, sys, pathlib, signal; from stemma.config import DecodeSettings;"
         "from stemma.vision.decode import DecodePool;"
         "pool = DecodePool(DecodeSettings(), 1); pool.decode(pathlib.Path(sys.argv[1]).read_bytes());"
-        "print(pool.pids[0], flush=True); signal.pause()"
+        # Stopped, it cannot see that its input has ended: only the kernel can end it.
+        "os.kill(pool.pids[0], signal.SIGSTOP); print(pool.pids[0], flush=True); signal.pause()"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(picture)], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
