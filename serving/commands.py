@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from serving.run import POLL_S, RunFolder, State, environment, named
+from serving.run import POLL_S, RunFolder, State, named
 from stemma.api import Status
 from stemma.calls import Options
 from stemma.client import Client
@@ -81,7 +81,6 @@ def _started(folder: RunFolder) -> State:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=environment(folder.token),
         )
     ends = time.monotonic() + UP_S_MAX
     with notes().status("starting") as spinner:

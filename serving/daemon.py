@@ -9,10 +9,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-import ray
-
-from serving.deploy import serve_down, serve_up, start_ray
-from serving.run import RunFolder, State, born, listening_ports
+from serving.run import RunFolder, State, born, environment, listening_ports
 from stemma.errors import StemmaError
 
 
@@ -31,6 +28,9 @@ def main(folder: str) -> int:
         collections=collections,
     )
     run.write(state)
+    os.environ.update(environment(run.token))
+    from serving.deploy import serve_down, serve_up, start_ray, stop_ray  # after the environment: they import Ray
+
     try:
         start_ray()
         run.write(replace(state, doing="loading shards and networks"))
@@ -42,7 +42,7 @@ def main(folder: str) -> int:
     run.write(replace(state, step="ready", doing="", ports=listening_ports(os.getsid(0))))
     over.wait()
     serve_down(collections)
-    ray.shutdown()
+    stop_ray()
     return 0
 
 

@@ -7,7 +7,8 @@ of three costs 19 ms (facts/ray.md).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from serving.engine import ServedDecoder, ServedEncoder, ServedOriginals, Served
 from serving.gateway import build_app
 from serving.served import Served
 from stemma.catalog import Catalog
-from stemma.config import Settings
+from stemma.config import MIB, Settings
 from stemma.errors import Conflict
 from stemma.networks.weights import card
 from stemma.query import Engine
@@ -106,6 +107,28 @@ def serve_down(collections: Mapping[str, str]) -> None:
     serve.shutdown()
     for url in collections.values():
         land(url)
+
+
+@contextmanager
+def local_nodes(count: int) -> Iterator[None]:
+    """A Ray of ``count`` nodes on this machine, for benchmarks. The environment as for ``start_ray``."""
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 4, "object_store_memory": 128 * MIB, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        for _ in range(count - 1):
+            cluster.add_node(num_cpus=4, object_store_memory=128 * MIB)
+        ray.init(address=cluster.address, log_to_driver=False, namespace=APP, configure_logging=False)
+        yield
+    finally:
+        stop_ray()
+        cluster.shutdown()
+
+
+def stop_ray() -> None:
+    """End this process's connection, and the Ray that it started."""
+    ray.shutdown()
 
 
 def start_ray() -> None:

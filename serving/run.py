@@ -110,7 +110,6 @@ def environment(token: Path) -> dict[str, str]:
     Ray would write a token into the user's home on its own; ours stays in the run folder.
     """
     return {
-        **os.environ,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
