@@ -27,7 +27,7 @@ CELLS = np.zeros((CELL_COUNT, CELL_DIM), np.int8)
 LEVELS = 3  # coarse values, so that distances tie
 
 
-def settings_of(copies: int = 1) -> Settings:
+def settings_of(copies: int, tail_rows_max: int) -> Settings:
     """Small blocks, so that every host owns something; quick to notice, slow to give up."""
     return Settings(
         cluster=ClusterSettings(
@@ -38,7 +38,7 @@ def settings_of(copies: int = 1) -> Settings:
             announce_ms=2_000,
             host_deadline_ms=10_000,
         ),
-        search=SearchSettings(tail_block_rows=64, tail_rows_max=256, shortlist=20),
+        search=SearchSettings(tail_block_rows=64, tail_rows_max=tail_rows_max, shortlist=20),
     )
 
 
@@ -130,11 +130,12 @@ async def until(condition: Callable[[], Any], within_s: float, what: str) -> Non
 
 @pytest.fixture
 def serve(ray_cluster: Any, tmp_path: Path) -> Iterator[Callable[..., Served]]:
-    """``serve(images=, copies=)``: a collection whose actors run; they end with the test."""
+    """``serve(images=, copies=)``: a collection whose actors run; they end with the test. More than ``tail_rows_max``
+    images are sealed into one segment, fewer are spread over the hosts in blocks."""
     running: list[Served] = []
 
-    def start(*, images: int, copies: int = 1, seed: int = 1, name: str = "c.stemma") -> Served:
-        served = Served(tmp_path / name, settings_of(copies), seed)
+    def start(*, images: int, copies: int = 1, tail_rows_max: int = 256) -> Served:
+        served = Served(tmp_path / "c.stemma", settings_of(copies, tail_rows_max), seed=1)
         served.make(images)
         served.launch()
         running.append(served)
