@@ -1,11 +1,13 @@
 """The fits that are not training: projections of the starter's encoder, its codec, its match threshold.
 
-    python -m training.fit pca --data DIR        encoder.safetensors and a card, from Lite0 and 501 photographs
-    python -m training.fit codec --data DIR      codec/opq, from 20 rendered views of each of the 501
-    python -m training.fit threshold --data DIR  the card's threshold and calibration, from the other 200
+    python -m training.views --data DIR --out views.npy            features of 20 rendered views of each of the 501
+    python -m training.fit pca --data DIR --features views.npy     encoder.safetensors and a card, from Lite0
+    python -m training.fit codec --data DIR --features views.npy   codec/opq
+    python -m training.fit threshold --data DIR                    the card's threshold, from the other 200 photographs
 
 In this order; each later one starts from what the earlier ones wrote into ``--out`` (default: the shipped folder).
-Everything is seeded and runs on one CPU thread: about 1, 8 and 5 minutes.
+Everything is seeded and runs on one CPU thread: about 7, 1, 1 and 5 minutes. Without ``--features`` the views are
+rendered again.
 """
 
 from __future__ import annotations
@@ -20,23 +22,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stemma.flow import CELL_DIM, EMBEDDING_DIM
 from stemma.index.codec import Codec
 from stemma.networks import weights as weights_files
-from stemma.networks.backbones import lite0_keys
 from stemma.networks.encoder import INT8_MAX, STARTER, EncoderNetwork
 from training import calibrate, views
 from training import split as split_files
 
-SOURCE_FILE = "efficientnet_lite0.safetensors"
+COMMAND = (
+    "python -m training.views, then python -m training.fit pca, codec, threshold (--data DIR --features views.npy)"
+)
 CLIPPED_SHARE = 1e-5
 """Share of components that int8 may clip: a scale for the very largest would leave the others fewer levels."""
+NOISE_FLOOR = 1.0
 CODEC_KIND = "opq"
 CODEC_SEED = 8
 ENCODE_ROWS = 1024
 
 WHAT = (
-    "EfficientNet-Lite0 (ImageNet) without its classifier; GeM (p = 3) of its 1280 features, centred, PCA to 256, L2; "
-    "cells: its stride-16 stage, 14 x 14 x 112, centred, PCA to 32, L2. int8 with one scale each. Nothing was trained."
+    "EfficientNet-Lite0 (ImageNet) without its classifier; GeM (p = 3) of its 1280 features, centred, PCA to 256 in "
+    "the metric of what benign changes do to them (closed form), L2; cells: its stride-16 stage, 14 x 14 x 112, "
+    "centred, PCA to 32, L2. int8 with one scale each. Nothing was trained."
 )
 DATA = (
     "photos/train of the development data, divided by training/split.json: projections and codec from the 501 (COCO "
@@ -71,33 +77,50 @@ def int8_scale(unit: NDArray[np.float64]) -> float:
     return float(round(INT8_MAX / float(np.quantile(np.abs(unit), 1 - CLIPPED_SHARE)), 1))
 
 
-def public_tensors(data: Path) -> weights_files.Tensors:
-    """The public checkpoint's trunk under our names, as stored (float16; BatchNorm statistics float32)."""
-    from safetensors.numpy import load_file
+def steady_components(
+    clean_NC: NDArray[np.float64], views_NPC: NDArray[np.float32], dims: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(mean [C], components [dims, C]) of PCA in the metric of what benign changes do to the features.
 
-    path = data / "weights" / SOURCE_FILE
-    if not path.is_file():
-        raise ValueError(f"{path} is not there; give the development data with --data")
-    theirs = load_file(path)
-    return {f"trunk.{ours}": theirs[key] for ours, key in lite0_keys()}
+    The scatter of the rendered views about their own originals, with ``NOISE_FLOOR`` of its mean variance added to
+    every direction, is whitened; then the principal directions of the originals are taken. Directions in which
+    recompression, blur and noise move a picture weigh less, and nothing is trained. On 800 benign queries of the
+    calibration photographs: IR@1 .935 and IR@100 .994, against .880 and .979 of plain PCA (floor 0.3 to 3: the same within .005).
+    """
+    moved_MC = (views_NPC - clean_NC[:, None]).reshape(-1, clean_NC.shape[1])
+    noise_CC = moved_MC.T @ moved_MC / len(moved_MC)
+    noise_CC += NOISE_FLOOR * np.trace(noise_CC) / len(noise_CC) * np.eye(len(noise_CC))
+    root_CC = np.linalg.cholesky(noise_CC)
+    mean_C = clean_NC.mean(0)
+    _, directions_DC = principal(np.linalg.solve(root_CC, (clean_NC - mean_C).T).T, dims)
+    return mean_C, np.linalg.solve(root_CC.T, directions_DC.T).T
 
 
-def fit_pca(data: Path, out: Path) -> weights_files.Card:
-    """Fit both projections on the 501 clean photographs; writes the network file, returns a first card."""
-    tensors = public_tensors(data)
-    network = EncoderNetwork(STARTER).eval()
-    network.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, strict=False)
+def projected(
+    rows_NC: NDArray[np.floating], mean_C: NDArray[np.float64], components_DC: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Unit vectors [N, D] of the rows."""
+    rows_ND = (rows_NC - mean_C) @ components_DC.T
+    return np.asarray(rows_ND / np.linalg.norm(rows_ND, axis=1, keepdims=True), np.float64)
+
+
+def fit_pca(data: Path, out: Path, features: Path | None = None) -> weights_files.Card:
+    """Fit both projections on the 501 photographs; writes the network file, returns a first card."""
+    network = views.public_network(data)
+    views_NPC = features_of(network, data, features)
     both = [views.pooled(network, picture) for picture in views.photographs(data, split_files.load().train)]
-    clean = {"embedding": np.stack([one for one, _ in both]), "cells": np.concatenate([cells for _, cells in both])}
-    scales = {}
-    for name, features in clean.items():
-        rows = features.astype(np.float64)
-        projection = getattr(network, name)
-        mean_C, components_DC = principal(rows, projection.components_DC.shape[0])
+    pooled_NC = np.stack([one for one, _ in both]).astype(np.float64)
+    cells_MC = np.concatenate([cells for _, cells in both]).astype(np.float64)
+    embedding = steady_components(pooled_NC, views_NPC, EMBEDDING_DIM)
+    cells = principal(cells_MC, CELL_DIM)
+    tensors = views.public_tensors(data)
+    for name, (mean_C, components_DC) in (("embedding", embedding), ("cells", cells)):
         tensors[f"{name}.mean_C"] = mean_C.astype(np.float32)
         tensors[f"{name}.components_DC"] = components_DC.astype(np.float32)
-        projected = (rows - mean_C) @ components_DC.T
-        scales[name] = int8_scale(projected / np.linalg.norm(projected, axis=1, keepdims=True))
+    scales = {
+        "embedding": int8_scale(projected(views_NPC.reshape(-1, pooled_NC.shape[1]), *embedding)),
+        "cells": int8_scale(projected(cells_MC, *cells)),
+    }
     digest = weights_files.write_tensors(out, tensors, embedding_scale=scales["embedding"], cells_scale=scales["cells"])
     return weights_files.Card(
         name=out.name,
@@ -109,22 +132,29 @@ def fit_pca(data: Path, out: Path) -> weights_files.Card:
         calibration=((0.0, 0.0), (2 * UNFITTED_THRESHOLD, 1.0)),
         what=WHAT,
         data=DATA,
-        command="python -m training.fit pca | codec | threshold --data DIR",
-        seed=calibrate.SEED,
+        command=COMMAND,
+        seed=views.SEED,
         licences=LICENCES,
         limits=LIMITS,
     )
+
+
+def features_of(network: EncoderNetwork, data: Path, features: Path | None) -> NDArray[np.float32]:
+    """[N, per, C] of the rendered views: read from ``features``, or rendered now."""
+    if features is None:
+        return views.view_features(network, data, split_files.load().train, views.VIEWS_PER_PHOTOGRAPH)
+    stored_NPC: NDArray[np.float32] = np.load(features)
+    if stored_NPC.ndim != 3 or len(stored_NPC) != len(split_files.load().train):
+        raise ValueError(f"{features} holds {stored_NPC.shape}, not the views of {len(split_files.load().train)}")
+    return stored_NPC
 
 
 def fit_codec(data: Path, out: Path, features: Path | None = None) -> weights_files.Card:
     """Train the ``opq`` codec on rendered views of the 501 (``features``: those that ``training.views`` wrote)."""
     card = weights_files.card(out)
     network = views.network(out)
-    if features is not None:
-        features_NPC = np.load(features)
-    else:
-        features_NPC = views.view_features(network, data, split_files.load().train, views.VIEWS_PER_PHOTOGRAPH)
-    codec = Codec.train(CODEC_KIND, project(network, features_NPC), seed=CODEC_SEED, scale=card.embedding_scale)
+    vectors_ND = project(network, features_of(network, data, features))
+    codec = Codec.train(CODEC_KIND, vectors_ND, seed=CODEC_SEED, scale=card.embedding_scale)
     folder = out / weights_files.CODEC_FOLDER / CODEC_KIND
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -160,11 +190,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("what", choices=("pca", "codec", "threshold"))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=weights_files.resolve(None))
-    parser.add_argument("--features", type=Path, help="codec: what training.views wrote, instead of rendering again")
+    parser.add_argument("--features", type=Path, help="pca, codec: what training.views wrote, not rendered again")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     fits: dict[str, Callable[[], weights_files.Card]] = {
-        "pca": lambda: fit_pca(args.data, args.out),
+        "pca": lambda: fit_pca(args.data, args.out, args.features),
         "codec": lambda: fit_codec(args.data, args.out, args.features),
         "threshold": lambda: fit_threshold(args.data, args.out),
     }

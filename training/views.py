@@ -1,4 +1,4 @@
-"""Rendered views of training photographs, through the trunk: what codecs and projections are fitted on.
+"""Rendered views of training photographs, through the trunk: what projections and codecs are fitted on.
 
     python -m training.views --data DIR --out FILE [--per 20]
 
@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stemma.networks import weights as weights_files
-from stemma.networks.backbones import Lite0
-from stemma.networks.encoder import SIZES, EncoderNetwork, fill, squash
+from stemma.networks.backbones import Lite0, lite0_keys
+from stemma.networks.encoder import SIZES, STARTER, EncoderNetwork, fill, squash
 from stemma.vision import benign
 from training import split as split_files
 
 Picture = NDArray[np.uint8]
 
+PUBLIC_FILE = "efficientnet_lite0.safetensors"
 SEED = 20261124
 VIEWS_PER_PHOTOGRAPH = 20
 WORKING_SIDE_PX = 512
@@ -65,11 +66,34 @@ def render(picture: Picture, name: str, number: int, seed: int = SEED) -> Pictur
     return at_working_size(benign.render(picture, generator(name, number, seed)).rgb_HWC)
 
 
+def public_tensors(data: Path) -> weights_files.Tensors:
+    """The public Lite0's trunk under our names, as stored (float16; BatchNorm statistics float32)."""
+    # a second of import that reading a split does not need
+    from safetensors.numpy import load_file
+
+    path = data / "weights" / PUBLIC_FILE
+    if not path.is_file():
+        raise ValueError(f"{path} is not there; give the development data with --data")
+    theirs = load_file(path)
+    return {f"trunk.{ours}": theirs[key] for ours, key in lite0_keys()}
+
+
+def public_network(data: Path) -> EncoderNetwork:
+    """The starter with its public trunk and no projections yet, folded."""
+    made = EncoderNetwork(STARTER).eval()
+    made.load_state_dict({name: torch.from_numpy(value) for name, value in public_tensors(data).items()}, strict=False)
+    return _ready(made)
+
+
 def network(folder: Path | None = None) -> EncoderNetwork:
     """The network of some weights, folded and ready for one picture at a time."""
     card, tensors = weights_files.read_tensors(folder)
     made = EncoderNetwork(SIZES[card.size]).eval()
     fill(made, tensors, subject=card.name)
+    return _ready(made)
+
+
+def _ready(made: EncoderNetwork) -> EncoderNetwork:
     if isinstance(made.trunk, Lite0):
         made.trunk.fold()
     ready: EncoderNetwork = made.to(memory_format=torch.channels_last)
@@ -102,7 +126,7 @@ def main() -> int:
     parser.add_argument("--per", type=int, default=VIEWS_PER_PHOTOGRAPH)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    np.save(args.out, view_features(network(), args.data, split_files.load().train, args.per))
+    np.save(args.out, view_features(public_network(args.data), args.data, split_files.load().train, args.per))
     return 0
 
 
