@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from stemma.api import Status
 from stemma.calls import Options
 from stemma.client import Client
 from stemma.config import Settings, known_keys, load
-from stemma.errors import BadRequest, StemmaError, Unavailable, error_from_problem
+from stemma.errors import BadRequest, Conflict, StemmaError, Unavailable, error_from_problem
 from stemma.terminal import notes, run
 
 RunOption = Annotated[Path | None, typer.Option("--run", help="folder of what is served (default ~/.stemma/run)")]
@@ -60,6 +61,7 @@ def _up(
     settings = load(config, overrides)
     folder = RunFolder(run_folder)
     folder.prepare(named(collection), settings)
+    _check_port(settings)
     begun = time.monotonic()
     state = _started(folder)
     with Client(state.url) as client:
@@ -82,6 +84,14 @@ def _started(folder: RunFolder) -> State:
             stderr=log,
             start_new_session=True,
         )
+    try:
+        return _await_ready(folder, daemon)
+    except BaseException:  # a Ctrl-C as well: what did not come up must not stay behind
+        daemon.terminate()
+        raise
+
+
+def _await_ready(folder: RunFolder, daemon: subprocess.Popen[bytes]) -> State:
     ends = time.monotonic() + UP_S_MAX
     with notes().status("starting") as spinner:
         while time.monotonic() < ends:
@@ -92,8 +102,18 @@ def _started(folder: RunFolder) -> State:
                 return state
             spinner.update(state.doing or "first requests" if state is not None else "starting")
             time.sleep(POLL_S)
-    daemon.terminate()
     raise Unavailable(f"not ready within {UP_S_MAX:.0f} s; {folder.log} has the details", subject="up")
+
+
+def _check_port(settings: Settings) -> None:
+    """Raise ``Conflict`` for a port that is taken: Serve would say so only after half a minute, and in its own log."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.serve.host, settings.serve.port))
+        except OSError as error:
+            where = f"{settings.serve.host}:{settings.serve.port}"
+            raise Conflict(f"{where} cannot be listened on ({error.strerror}); give another --port") from error
 
 
 def _ready(url: str) -> bool:
