@@ -39,7 +39,7 @@ def contrastive(
     form: Form = "printed",
     pool_PD: Tensor | None = None,
     pool_group_P: Tensor | None = None,
-    first: int = 0,
+    first: int | None = 0,
 ) -> Tensor:
     """Multi-positive contrastive loss (DIC eq. 1-2), mean over this worker's anchors.
 
@@ -50,17 +50,19 @@ def contrastive(
     - ``supcon``: the mean over positives of -S, outside the logarithm, + logsumexp(S over negatives and positives).
     - ``positives_below``: as printed, with the positives in the denominator too.
 
-    ``pool_PD`` and ``pool_group_P`` are the items of all workers, of which this worker's stand at ``first``; without
-    them a worker's own items are the pool. Gathered differentiably and averaged over workers, the gradient is that of
-    the whole batch on one worker. Raises ``ValueError`` for an anchor without a positive or a negative.
+    ``pool_PD`` and ``pool_group_P`` are the items of all workers, of which this worker's stand at ``first`` (None: the
+    anchors are not among them); without them a worker's own items are the pool. Gathered differentiably and averaged
+    over workers, the gradient is that of the whole batch on one worker. Raises ``ValueError`` for an anchor without a
+    positive or a negative.
     """
     if pool_PD is None or pool_group_P is None:
         pool_PD, pool_group_P = e_BD, group_B
     # in float32: at temperature .1 half precision would lose the differences between negatives
     scores_BP = _unit(e_BD.float()) @ _unit(pool_PD.float()).T / temperature
-    itself_BP = torch.arange(len(e_BD), device=e_BD.device)[:, None] + first == torch.arange(
-        len(pool_PD), device=e_BD.device
-    )
+    # anchors that are not in the pool stand behind its end
+    start = len(pool_PD) if first is None else first
+    places_B = torch.arange(len(e_BD), device=e_BD.device) + start
+    itself_BP = places_B[:, None] == torch.arange(len(pool_PD), device=e_BD.device)
     same_BP = group_B[:, None] == pool_group_P
     positive_BP, negative_BP = same_BP & ~itself_BP, ~same_BP
     if not (positive_BP.any(1).all() and negative_BP.any(1).all()):

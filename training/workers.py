@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Workers(Protocol):
@@ -73,7 +73,7 @@ class _Gather(torch.autograd.Function):
         return total_PD[first : first + ctx.rows], None
 
 
-def average_gradients(parameters: Iterable[nn.Parameter], workers: Workers) -> None:
+def average_gradients(parameters: Iterable[Tensor], workers: Workers) -> None:
     """Replace every gradient by its mean over workers, in one message; one that is missing counts as 0."""
     if workers.world == 1:
         return
