@@ -33,6 +33,7 @@ class Directory:
     def __init__(self, url: str, roster: Sequence[str], settings: Settings) -> None:
         self._url, self._settings = url, settings
         self._catalog = Catalog.open(url)
+        segments, codec = self._index()
         self._directory = placement.Directory(
             settings.cluster,
             tail_block_rows=settings.search.tail_block_rows,
@@ -40,16 +41,19 @@ class Directory:
             now_ms=now_ms(),
             roster=roster,
             seq=self._catalog.seq,
-            segments=self._segments(),
+            segments=segments,
+            codec=codec,
         )
         self._confirmed = asyncio.Condition()
         self._orders: dict[str, Orders] = {}
         self._errands: dict[str, asyncio.Task[None]] = {}
         self._keeping: asyncio.Task[None] | None = None
 
-    def _segments(self) -> tuple[Unit, ...]:
+    def _index(self) -> tuple[tuple[Unit, ...], str]:
+        """The segments on disk, and the codec that they are searched with."""
         root = Path(self._url)
-        return segment_set(root, codec_of(self._settings, root, len(self._catalog)))
+        codec = codec_of(self._settings, root, len(self._catalog))
+        return segment_set(root, codec), codec.id
 
     # ------------------------------------------------------------------ asked from outside
 
@@ -78,8 +82,8 @@ class Directory:
 
     async def resealed(self) -> None:
         """Segments have changed on disk."""
-        segments = await asyncio.to_thread(self._look)
-        await self._obey(self._directory.sealed(segments, now_ms()))
+        segments, codec = await asyncio.to_thread(self._look)
+        await self._obey(self._directory.sealed(segments, now_ms(), codec))
 
     async def hosts(self) -> list[HostStatus]:
         """Every host that may be running, for people."""
@@ -111,9 +115,9 @@ class Directory:
             ticks += 1
             await asyncio.sleep(pause_s)
 
-    def _look(self) -> tuple[Unit, ...]:
+    def _look(self) -> tuple[tuple[Unit, ...], str]:
         self._catalog.refresh()
-        return self._segments()
+        return self._index()
 
     async def _survey(self) -> None:
         """A shard for every node that is there; hosts of nodes that Ray has given up will not come back."""

@@ -123,10 +123,12 @@ async def acall(handle: Any, method: str, *arguments: Any, group: str | None = N
         raise _translated(error, method) from error
 
 
-def _translated(error: RayError, subject: str) -> Exception:
+def _translated(error: RayError, subject: str) -> StemmaError:
     if isinstance(error, RayTaskError):
         cause = error.cause
-        return cause if isinstance(cause, StemmaError) else error
+        if isinstance(cause, StemmaError):
+            return cause
+        return Unavailable(f"{subject}: the actor broke: {cause!r}", subject=subject, retry_after_s=1.0)
     gone = isinstance(error, ActorDiedError)
     detail = f"{subject}: the actor {'has ended' if gone else 'cannot be reached now'}; try again"
     return Unavailable(detail, subject=ENDED if gone else subject, retry_after_s=1.0)

@@ -20,7 +20,7 @@ import numpy as np
 from cluster.hosting import Hosting, Work
 from cluster.membership import Beat
 from cluster.placement import Orders
-from cluster.routing import Call, Routing
+from cluster.routing import Call, Owns, Routing
 from stemma.catalog import Catalog
 from stemma.config import Settings
 from stemma.errors import BadRequest, StaleRouting, StemmaError, Unavailable
@@ -97,7 +97,11 @@ class Shard:
 
 
 class Share:
-    """What this host has of one collection. ``Hosting`` decides, this class obeys."""
+    """What this host has of one collection. ``Hosting`` decides, this class obeys.
+
+    One partition per set of segments that a held routing names: while an index is sealed or merged, queries under the
+    old routing and the new one are both answered whole. The partitions share what is opened.
+    """
 
     def __init__(self, host: str, incarnation: str, url: str, settings: Settings, weight: float) -> None:
         self._settings, self._root = settings, Path(url)
@@ -108,17 +112,8 @@ class Share:
         self._looking = threading.Lock()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._loading: Future[None] | None = None
-        self._sealed: tuple[Unit, ...] = ()
-        self._counted: tuple[tuple[int, tuple[Unit, ...]], int] = (-1, ()), 0
-        began_ms = now_ms()
-        self._partition = self._open_partition()
-        self._saw(began_ms)
-
-    def _open_partition(self) -> Partition:
-        # Only what a routing puts here is read: a host that has just started holds none.
-        codec = codec_of(self._settings, self._root, len(self._catalog))
-        owns = self._hosting.holds()
-        return Partition(self._catalog, self._root, self._settings, scale=self._scale, codec=codec, owns=owns)
+        self._partitions: dict[Index, Partition] = {}
+        self._counted: tuple[object, int] = (None, 0)
 
     # ------------------------------------------------------------------ towards the directory
 
@@ -138,47 +133,75 @@ class Share:
             return self._hosting.beat(images)
 
     def _images(self) -> int:
-        """Live images in what is loaded."""
-        key = (self._partition.seq, self._partition.units)
+        """Live images in what is loaded for the newest routing."""
+        held = self._hosting.held
+        partition = self._partitions.get(_index_of(held[-1])) if held else None
+        if partition is None:
+            return 0
+        key = (partition.seq, partition.units)
         if key != self._counted[0]:
             snapshot = self._catalog.snapshot()
             live_R = snapshot.row_R[snapshot.live()]
             bounds = np.asarray([(unit.row_lo, unit.row_hi) for unit in key[1]], np.uint64).reshape(-1, 2)
-            counts = np.diff(np.searchsorted(live_R, bounds), axis=1)
-            self._counted = key, int(counts.sum())
+            self._counted = key, int(np.diff(np.searchsorted(live_R, bounds), axis=1).sum())
         return self._counted[1]
 
     def _work(self, work: Work, announced: int) -> None:
         if work.look:
             self._look()
         for routing in work.prepare:
-            self._prepare(routing, announced)
+            if self._load(routing):
+                with self._deciding:
+                    self._hosting.prepared(routing, announced)
+        self._forget()
 
-    def _prepare(self, routing: Routing, announced: int) -> None:
-        if routing.segments != self._sealed:
-            self._look()  # it may name what was sealed a moment ago
-        if routing.segments != self._sealed:
-            return  # of an older or newer index than is on disk: not to be served from here
+    def _load(self, routing: Routing) -> bool:
+        """Load what ``routing`` puts here; False when its segments are on disk no more, or under an unknown codec."""
+        host, index = self._hosting.host, _index_of(routing)
         with self._deciding:
-            held, host = self._hosting.held, self._hosting.host
-        tests = [each.holds(host) for each in (*held, routing)]
-        self._partition.adopt(lambda unit: any(test(unit) for test in tests))
+            tests = [each.holds(host) for each in (*self._hosting.held, routing) if _index_of(each) == index]
+
+        def owns(unit: Unit) -> bool:
+            return any(test(unit) for test in tests)
+
+        partition = self._partitions.get(index)
+        if partition is not None:
+            partition.adopt(owns)
+        else:
+            known = (Codec.unquantized(), codec_wanted(self._settings, len(self._catalog)))
+            codec = next((each for each in known if each.id == routing.codec), None)
+            if codec is None:
+                return False
+            partition = Partition(
+                self._catalog,
+                self._root,
+                self._settings,
+                scale=self._scale,
+                codec=codec,
+                owns=owns,
+                pinned=routing.segments,
+                beside=next((each for each in self._partitions.values() if each.codec.id == codec.id), None),
+            )
+        lacking = {unit for unit in routing.segments if owns(unit)} - set(partition.units)
+        if len(lacking) > len(partition.damaged):
+            return False
+        self._partitions[index] = partition  # one assignment: searches see the old mapping or the new one
+        return True
+
+    def _forget(self) -> None:
         with self._deciding:
-            self._hosting.prepared(routing, announced)
+            needed = {_index_of(routing) for routing in self._hosting.held}
+        self._partitions = {index: each for index, each in self._partitions.items() if index in needed}
 
     def _look(self) -> None:
-        """Read what was committed and sealed since."""
+        """Read what was committed since."""
         with self._looking:
             began_ms = now_ms()
-            self._partition.refresh()
-            if codec_of(self._settings, self._root, len(self._catalog)).id != self._partition.codec.id:
-                self._partition = self._open_partition()
-            self._saw(began_ms)
-
-    def _saw(self, began_ms: float) -> None:
-        self._sealed = segment_set(self._root, self._partition.codec)
-        with self._deciding:
-            self._hosting.looked(began_ms, max(self._partition.seq, self._hosting.seq))
+            seq = self._catalog.refresh()
+            for partition in list(self._partitions.values()):
+                seq = min(seq, partition.refresh())
+            with self._deciding:
+                self._hosting.looked(began_ms, max(seq, self._hosting.seq))
 
     # ------------------------------------------------------------------ towards askers
 
@@ -190,11 +213,12 @@ class Share:
             stale = self._hosting.must_look(arrived_ms, at_least)
         if stale:
             self._look_within(left_ms)
-        if routing.segments != self._sealed:
-            raise StaleRouting(f"segments have changed since epoch {call.key.epoch}; refresh", subject=call.host)
-        with self._deciding:
-            self._hosting.admit(call, left_ms - (now_ms() - arrived_ms))
-        return self._search(queries, call, routing)
+            with self._deciding:
+                self._hosting.admit(call, left_ms - (now_ms() - arrived_ms))
+        partition = self._partitions.get(_index_of(routing))
+        if partition is None:
+            raise StaleRouting(f"epoch {call.key.epoch} is held no more; refresh", subject=call.host)
+        return self._search(partition, queries, call.owns(routing))
 
     def _look_within(self, left_ms: float) -> None:
         if not self._looking.acquire(timeout=max(0.0, left_ms) / 1e3):
@@ -202,16 +226,22 @@ class Share:
         self._looking.release()
         self._look()
 
-    def _search(self, queries: Sequence[ShardQuery], call: Call, routing: Routing) -> list[Reply]:
-        owns = call.owns(routing)
+    def _search(self, partition: Partition, queries: Sequence[ShardQuery], owns: Owns) -> list[Reply]:
         try:
-            return list(self._partition.search(queries, owns))
+            return list(partition.search(queries, owns))
         except (BadRequest, Unavailable) as error:
             if len(queries) == 1:
                 return [error]
         # One query of the batch cannot be meant: the others are not to suffer for it.
-        return [reply for query in queries for reply in self._search([query], call, routing)]
+        return [reply for query in queries for reply in self._search(partition, [query], owns)]
 
     def close(self) -> None:
         self._loader.shutdown(wait=False, cancel_futures=True)
         self._catalog.close()
+
+
+Index = tuple[tuple[Unit, ...], str]
+
+
+def _index_of(routing: Routing) -> Index:
+    return routing.segments, routing.codec

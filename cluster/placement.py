@@ -74,6 +74,7 @@ class Directory:
         roster: Iterable[str] = (),
         seq: int = -1,
         segments: Iterable[Unit] = (),
+        codec: str = "",
     ) -> None:
         """``roster``: every host that may be running. ``generation``: larger than that of any earlier directory (an
         equal one is made good as soon as a host tells of its higher epoch)."""
@@ -86,7 +87,7 @@ class Directory:
         self._previous: Routing | None = None
         self._candidate: _Candidate | None = None
         self._trials: dict[str, Routing] = {}
-        self._segments = tuple(sorted(segments))
+        self._segments, self._codec = tuple(sorted(segments)), codec
         self._seq = seq
         self._confirmed = -1  # whatever an earlier directory confirmed: this one has not seen anybody read it
         self._announced: list[tuple[int, float]] = []
@@ -131,9 +132,9 @@ class Directory:
         self._epoch, self._candidate = epoch, None
         return self._propose(self._current.hosts, now_ms) if self._current is not None else ()
 
-    def sealed(self, segments: Iterable[Unit], now_ms: float) -> tuple[Instruction, ...]:
-        """These are the segments there are now."""
-        self._segments = tuple(sorted(segments))
+    def sealed(self, segments: Iterable[Unit], now_ms: float, codec: str = "") -> tuple[Instruction, ...]:
+        """These are the segments there are now, under this codec."""
+        self._segments, self._codec = tuple(sorted(segments)), codec
         return self._decide(now_ms)
 
     def announce(self, seq: int, now_ms: float) -> tuple[Instruction, ...]:
@@ -199,7 +200,7 @@ class Directory:
         if not hosts or not self._settled(now_ms):
             return ()
         basis = self._candidate.routing if self._candidate is not None else self._current
-        if basis is not None and (basis.hosts, basis.segments) == (hosts, self._segments):
+        if basis is not None and (basis.hosts, basis.segments, basis.codec) == (hosts, self._segments, self._codec):
             return ()
         if self._candidate is not None and not self._must_replace(self._candidate, hosts, now_ms):
             return ()
@@ -217,6 +218,7 @@ class Directory:
             copies=self._settings.copies,
             segments=self._segments,
             tail_block_rows=self._tail_block_rows,
+            codec=self._codec,
         )
         self._candidate = _Candidate(routing, now_ms)
         return tuple(self._orders(self.members[host]) for host in self._there(routing))

@@ -66,6 +66,8 @@ class Routing:
     segments: tuple[Unit, ...]
     """Sealed segments, by row_lo; rows behind the last one are in tail blocks."""
     tail_block_rows: int
+    codec: str = ""
+    """Id of the codec of the segments: hosts of one answer must not search under two."""
 
     def __post_init__(self) -> None:
         if self.copies < 1 or self.tail_block_rows < 1 or self.epoch < 0:
@@ -78,7 +80,7 @@ class Routing:
 
     @cached_property
     def key(self) -> Key:
-        content = repr((self.epoch, self.hosts, self.copies, self.segments, self.tail_block_rows))
+        content = repr((self.epoch, self.hosts, self.copies, self.segments, self.tail_block_rows, self.codec))
         return Key(self.epoch, hashlib.blake2b(content.encode(), digest_size=8).hexdigest())
 
     @cached_property

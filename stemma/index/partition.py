@@ -51,6 +51,10 @@ class Partition:
 
     ``root`` is the collection's folder (segments are in ``root/segments``), ``scale`` the encoder card's. Raises
     ``Conflict`` when the codec was trained for another scale. Sets faiss to one thread in this process.
+
+    With ``pinned`` it stays with these segments whatever is sealed or merged meanwhile (one that it has opened goes on
+    answering when its folder is gone), and new rows go on arriving in its tail. A host that must answer under the old
+    and the new segments for a while opens one partition ``beside`` the other: they share what is opened.
     """
 
     def __init__(
@@ -62,6 +66,8 @@ class Partition:
         scale: float,
         codec: Codec,
         owns: Owns | None = None,
+        pinned: Sequence[Unit] | None = None,
+        beside: Partition | None = None,
     ) -> None:
         if codec.scale is not None and codec.scale != scale:
             detail = f"the codec was trained for scale {codec.scale}, the weights have {scale}; train it again"
@@ -71,10 +77,11 @@ class Partition:
         self._scale, self.codec = scale, codec
         self._owns: Owns = owns or _everything
         self._refreshing, self._searching = threading.Lock(), threading.RLock()
-        self._opened: dict[Name, Segment] = {}
+        self._pinned = None if pinned is None else frozenset(pinned)
+        self._opened: dict[Name, Segment] = {} if beside is None else dict(beside._opened)
         self._damaged: dict[Name, tuple[int, int] | None] = {}
         """Segments left out, with the folder that was looked at: maintenance puts a new one in its place."""
-        self._blocks: dict[str, ExactBlock] = {}
+        self._blocks: dict[str, ExactBlock] = {} if beside is None else dict(beside._blocks)
         self._segments: tuple[Segment, ...] = ()
         self._tail = Tail(settings.search.tail_block_rows)
         self._snapshot = catalog.snapshot()
@@ -116,7 +123,10 @@ class Partition:
 
     def _open_new(self) -> list[Name]:
         """Opens what is owned and new; returns all segments there are. A damaged one is tried again when replaced."""
-        found = chosen(names(self._root, self.codec))
+        listed = names(self._root, self.codec)
+        if self._pinned is not None:
+            listed = [name for name in {*listed, *self._opened} if name.unit in self._pinned]
+        found = chosen(listed)
         for name in found:
             if not self._owns(name.unit) or self._opened.get(name) is not None:
                 continue
