@@ -217,7 +217,10 @@ class Collection:
 
     def _maintain(self) -> None:
         catalog = self._read()
-        maintain(catalog, Path(self.url), choose_codec(self.settings, len(catalog)), self.settings)
+        if catalog.fragments > self.settings.ingest.fragments_max:
+            catalog.compact()
+        codec = choose_codec(self.settings, len(catalog))
+        maintain(catalog, Path(self.url), codec, self.settings, verify=self._partition is None)
         self._partition = None  # the next search opens the new segments, under the codec that fits the new size
 
     def _networks(self) -> Encoder:

@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from stemma.api import Answer, Ask, DeleteResult, Metadata
+from stemma.catalog.fsck import fsck as check_catalog
 from stemma.client import Client
 from stemma.collection import Collection
 from stemma.collection import open as open_collection
 from stemma.config import Settings, load
 from stemma.errors import BadRequest, NotFound, StemmaError
+from stemma.index.segment import verify_segments
 from stemma.ingest import is_collection, walk
+from stemma.report import write_search_report
 from stemma.terminal import VERDICT_STYLES, notes, progress, run
 
 CollectionOption = Annotated[str | None, typer.Option("--collection", help="folder of an embedded collection")]
@@ -139,20 +143,16 @@ def _search(
             if as_json:
                 print(json.dumps({"query": str(path), **answers[-1][1].model_dump(mode="json")}), flush=True)
         if report is not None:
-            from stemma.report import write_search_report
-
             write_search_report(report, answers, target)
     if not as_json:
-        notes_free_table(answers)
+        print_answers(answers)
     if failed:
         return 2
     return 0 if all(answer.original is not None for _, answer in answers) else 1
 
 
-def notes_free_table(answers: list[tuple[Path, Answer]]) -> None:
+def print_answers(answers: list[tuple[Path, Answer]]) -> None:
     """The answers as a table on standard output, then what a person should know of them."""
-    from rich.console import Console
-
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("picture", "verdict", "confidence", "original", "match", "ms"):
         table.add_column(name, justify="right" if name in ("confidence", "match", "ms") else "left")
@@ -220,10 +220,8 @@ def _delete(
 
 def _fsck(collection: CollectionOption = None, as_json: JsonOption = False) -> int:
     """Check every row's checksums, every identity rule and every segment. Exit code 1 when something is wrong."""
-    from stemma.catalog.fsck import fsck as check
-
     if collection is None:
         raise BadRequest("say which: --collection DIR", subject="--collection")
-    report = check(collection)
+    report = check_catalog(collection, checks=(lambda root, _: verify_segments(root),))
     print(report.to_json() if as_json else report.summary(), file=sys.stdout)
     return 0 if report.ok else 1

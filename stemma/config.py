@@ -93,6 +93,7 @@ class SearchSettings(Section):
 class IngestSettings(Section):
     batch_images: int = Field(64, ge=1, description="pictures of one commit")
     group_commit_ms: float = Field(5.0, ge=0, description="time that single uploads wait to share a commit")
+    fragments_max: int = Field(256, ge=8, description="data files of a catalog; more are compacted into few")
     folder_images_max: int = Field(10_000_000, ge=1, description="files of one folder ingest")
 
 
