@@ -132,6 +132,14 @@ class EncoderStep:
         """Everything that learning may move, the same way for the network and its twin."""
         return [*network.parameters(), *_components(network), *projection.parameters()]
 
+    def begin(self, tensors: dict[str, Tensor]) -> int:
+        """Start from other weights, where names and shapes agree; returns how many tensors did."""
+        state = self.network.state_dict()
+        fitting = {name: one for name, one in tensors.items() if name in state and state[name].shape == one.shape}
+        for network in (self.network, self._twin):
+            network.load_state_dict(fitting, strict=False)
+        return len(fitting)
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "network": self.network.state_dict(),

@@ -14,7 +14,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,7 +23,7 @@ from stemma.errors import Conflict, Corrupt, NotFound
 
 B = TypeVar("B")
 B_contra = TypeVar("B_contra", contravariant=True)
-LAST, BEST, LOG = "last.pt", "best.pt", "log.jsonl"
+LAST, BEST, LOG, CONFIG = "last.pt", "best.pt", "log.jsonl", "config.json"
 
 
 class Step(Protocol[B_contra]):
@@ -49,8 +49,9 @@ class LoopSettings(BaseModel):
 class Run(Generic[B]):
     """One named run of a step over batches ``0 .. steps - 1``."""
 
-    def __init__(self, folder: Path, settings: LoopSettings | None = None) -> None:
-        self.folder, self.settings = folder, settings or LoopSettings()
+    def __init__(self, folder: Path, settings: LoopSettings | None = None, *, writes: bool = True) -> None:
+        """``writes=False`` is a worker beside the one that validates, logs and saves for all of them."""
+        self.folder, self.settings, self._writes = folder, settings or LoopSettings(), writes
         self._best = float("-inf")
 
     def start(self, step: Step[B], config: dict[str, Any], *, resume: bool) -> int:
@@ -59,25 +60,44 @@ class Run(Generic[B]):
         Raises ``Conflict`` for a name that is taken or a resume under another config, ``NotFound`` where there is
         nothing to resume: a run is never continued, nor overwritten, by accident.
         """
-        path = self.folder / LAST
         if not resume:
-            if self.folder.exists():
-                raise Conflict(
-                    "there is a run of this name; resume it or choose another name", subject=str(self.folder)
-                )
-            self.folder.mkdir(parents=True)
-            (self.folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+            self.create(config)
             return 0
-        state = load(path)
-        if state["config"] != config:
-            changed = sorted(key for key in {*config, *state["config"]} if config.get(key) != state["config"].get(key))
+        return self._restore(step, config)
+
+    def create(self, config: dict[str, Any]) -> None:
+        """The folder of a new run. Raises ``Conflict`` for a name that is taken."""
+        if self.folder.exists():
+            raise Conflict("there is a run of this name; resume it or choose another name", subject=str(self.folder))
+        self.folder.mkdir(parents=True)
+        (self.folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+    def reopen(self, config: dict[str, Any]) -> None:
+        """Check that there is a run to go on with, under this config. Raises ``NotFound`` and ``Conflict``."""
+        path = self.folder / CONFIG
+        if not path.exists():
+            raise NotFound("there is no run of this name to resume", subject=str(self.folder))
+        self._same(json.loads(path.read_text(encoding="utf-8")), config)
+
+    def _same(self, started: dict[str, Any], config: dict[str, Any]) -> None:
+        changed = sorted(key for key in {*config, *started} if config.get(key) != started.get(key))
+        if changed:
             raise Conflict(
                 f"the run was started with another {', '.join(changed)}; start a new run", subject=str(self.folder)
             )
+
+    def join(self, step: Step[B], config: dict[str, Any]) -> int:
+        """As ``start``, for a worker of a run that was created: from ``last.pt``, or from 0 before there is one."""
+        return self._restore(step, config) if (self.folder / LAST).exists() else 0
+
+    def _restore(self, step: Step[B], config: dict[str, Any]) -> int:
+        state = load(self.folder / LAST)
+        self._same(state["config"], config)
         step.load_state_dict(state["step"])
         torch.set_rng_state(state["rng"])
         self._best = state["best"]
-        self._truncate(state["t"])
+        if self._writes:
+            self._truncate(state["t"])
         return int(state["t"])
 
     def go(
@@ -93,30 +113,39 @@ class Run(Generic[B]):
         stop: Callable[[], bool] = lambda: False,
     ) -> int:
         """Run to ``steps`` or until ``stop``; batches start at ``first``. Returns the number of steps done in all."""
-        with (self.folder / LOG).open("a", encoding="utf-8") as log:
-            t = first
-            while t < steps and not stop():
-                batch = next(batches)
-                began = time.perf_counter()
-                said = step.step(batch, t)
-                t += 1
-                if t % self.settings.log_every == 0:
-                    _write(log, {"t": t, **said, "step_s": round(time.perf_counter() - began, 4)})
-                moved(1)
-                ends = t == steps
-                if validate is not None and (ends or t % self.settings.validate_every == 0):
-                    self._validated(step, validate(), t, config, log)
-                if ends or t % self.settings.checkpoint_every == 0:
-                    self._save(LAST, step, t, config)
-            if t % self.settings.checkpoint_every and t < steps:
-                self._save(LAST, step, t, config)
+        t = first
+        while t < steps and not stop():
+            batch = next(batches)
+            began = time.perf_counter()
+            said = step.step(batch, t)
+            t += 1
+            moved(1)
+            if self._writes:
+                self._keep(step, t, {**said, "step_s": round(time.perf_counter() - began, 4)}, config, steps, validate)
+        if self._writes and first < t < steps and t % self.settings.checkpoint_every:
+            self._save(LAST, step, t, config)
         return t
 
-    def _validated(self, step: Step[B], found: dict[str, float], t: int, config: dict[str, Any], log: IO[str]) -> None:
-        _write(log, {"t": t, "validation": found})
-        if found["score"] > self._best:
-            self._best = found["score"]
-            self._save(BEST, step, t, config)
+    def _keep(
+        self,
+        step: Step[B],
+        t: int,
+        said: dict[str, float],
+        config: dict[str, Any],
+        steps: int,
+        validate: Callable[[], dict[str, float]] | None,
+    ) -> None:
+        """Log step ``t``, validate and save where it is time to."""
+        if t % self.settings.log_every == 0:
+            self._log({"t": t, **said})
+        if validate is not None and (t == steps or t % self.settings.validate_every == 0):
+            found = validate()
+            self._log({"t": t, "validation": found})
+            if found["score"] > self._best:
+                self._best = found["score"]
+                self._save(BEST, step, t, config)
+        if t == steps or t % self.settings.checkpoint_every == 0:
+            self._save(LAST, step, t, config)
 
     def _save(self, name: str, step: Step[B], t: int, config: dict[str, Any]) -> None:
         state = {
@@ -134,6 +163,10 @@ class Run(Generic[B]):
             os.fsync(out.fileno())
         beside.replace(self.folder / name)
 
+    def _log(self, entry: dict[str, Any]) -> None:
+        with (self.folder / LOG).open("a", encoding="utf-8") as log:
+            log.write(json.dumps(entry) + "\n")
+
     def _truncate(self, t: int) -> None:
         """Drop what the log says of steps that will be made again."""
         path = self.folder / LOG
@@ -148,11 +181,6 @@ def _step_of(line: str) -> float:
     except (ValueError, KeyError):
         # the line that a kill cut off
         return float("inf")
-
-
-def _write(log: IO[str], entry: dict[str, Any]) -> None:
-    log.write(json.dumps(entry) + "\n")
-    log.flush()
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -39,6 +39,9 @@ class PairSettings(BaseModel):
     manip: float = Field(0.14, ge=0, description="share of edits that were only resized and recompressed")
     both: float = Field(0.36, ge=0, description="share of edits under the whole benign suite")
     distinct: float = Field(0.12, ge=0, description="share of strangers")
+    laid: bool = Field(
+        True, description="lay the query over the original; false: squashed as it came, for a flow to align"
+    )
     aligned: float = Field(0.25, ge=0, le=1, description="share laid by the real aligner instead of the exact map")
     graded: float = Field(
         0.3, ge=0, le=1, description="share of benign versions that are colour-graded as a whole, too"
@@ -95,7 +98,7 @@ def render(
     truth = _truth(laid_HWC, small_HWC, source_HWC, mask_HW, valid_HW, settings)
     label, mask_HW, counted_HW = (DISTINCT, np.zeros_like(valid_HW), valid_HW) if drawn == "distinct" else truth
     return Pair(
-        query_HWC=laid_HWC,
+        query_HWC=laid_HWC if settings.laid else geometry.resize(query_HWC, (side, side)),
         original_HWC=small_HWC,
         valid_HW=valid_HW,
         mask_HW=mask_HW,

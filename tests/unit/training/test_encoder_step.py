@@ -151,6 +151,14 @@ def test_a_resumed_encoder_is_the_one_that_never_stopped() -> None:
     assert torch.equal(whole._queue_QD, resumed._queue_QD)
 
 
+def test_a_run_begins_from_other_weights_where_they_fit() -> None:
+    other = network(3).state_dict() | {"nothing.of.ours": torch.zeros(1)}
+    step = EncoderStep(STARTING, network())
+    assert step.begin(other) == len(other) - 1
+    for one in (step.network, step._twin):
+        assert torch.equal(one.state_dict()["embedding.components_DC"], other["embedding.components_DC"])
+
+
 def test_e_b_starts_as_the_identity_where_it_is_square() -> None:
     square = EncoderStep(STARTING, network()).projection
     assert torch.equal(square.weight, torch.eye(256)) and not square.bias.any()

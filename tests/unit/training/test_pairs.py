@@ -87,6 +87,12 @@ def test_what_is_handed_to_the_aligner_is_an_affine_of_the_matching_view(mirrore
     assert np.allclose([a, b, c, d, e, f], [1, 0, 0.1, 0, 1, 0.05])
 
 
+def test_a_query_that_a_flow_will_align_comes_as_it_is() -> None:
+    laid, asked = (render(12, "both", SMALL.model_copy(update={"laid": laid})) for laid in (True, False))
+    assert np.array_equal(laid.mask_HW, asked.mask_HW) and np.array_equal(laid.original_HWC, asked.original_HWC)
+    assert not np.array_equal(laid.query_HWC, asked.query_HWC)
+
+
 def test_the_real_aligner_lays_pairs_too() -> None:
     by_aligner = render(3, "benign", SMALL.model_copy(update={"aligned": 1.0, "side_px": 160}))
     difference = np.abs(by_aligner.query_HWC.astype(int) - by_aligner.original_HWC).mean(-1)

@@ -1,0 +1,213 @@
+"""What a training config says, and the parts that a run is put together from.
+
+A config names one network and holds its settings, the loop's and how many processes render ahead. Unknown keys are
+refused, with the key's name, before anything is started.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stemma.errors import BadRequest, NotFound
+from stemma.networks import encoder as encoder_network
+from stemma.networks import weights as weights_files
+from stemma.networks.backbones import Lite0, lite0_keys
+from training import comparator, data, encoder, loop
+from training.comparator import ComparatorSettings, ComparatorStep
+from training.data import Feed, PairData
+from training.encoder import EncoderStep, EncoderTraining
+from training.groups import GroupBatch, GroupData
+from training.loop import LoopSettings, Step
+from training.pairs import KINDS, Pair
+from training.workers import Workers
+
+LITE0_FILE = "efficientnet_lite0.safetensors"
+VALIDATION_SEED = 7_000_003
+"""Far from every training seed; what chooses a checkpoint is drawn once and for all."""
+GROUPS_PER_BATCH = 7
+"""Validation groups encoded together: the 49 photographs are seven such batches."""
+
+
+class TrainingConfig(BaseModel):
+    """One training run, whole."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    network: Literal["comparator", "encoder"]
+    comparator: ComparatorSettings = ComparatorSettings()
+    encoder: EncoderTraining = EncoderTraining()
+    loop: LoopSettings = LoopSettings()
+    render_processes: int = Field(1, ge=0, description="processes of each worker that render ahead; 0: none")
+    validation_renders: int = Field(2, ge=1, description="renderings of each validation photograph and kind")
+
+
+def read(path: Path, overrides: Iterable[str] = ()) -> TrainingConfig:
+    """The config of a YAML file with ``a.b=c`` overrides. Raises ``BadRequest`` naming the key that does not fit."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise BadRequest(f"the training config cannot be read: {error}", subject=str(path)) from error
+    if not isinstance(tree, dict):
+        raise BadRequest("a training config is a mapping", subject=str(path))
+    for text in overrides:
+        _override(tree, text)
+    try:
+        return TrainingConfig.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise BadRequest(f"training config, {key!r}: {first['msg']}", subject=key) from error
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise BadRequest(f"--set takes a.b=c, not {text!r}", subject=text)
+    *path, last = key.strip().split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise BadRequest(f"{part!r} in {key!r} holds no further keys", subject=key)
+    tree[last] = yaml.safe_load(value)
+
+
+def describe(config: TrainingConfig) -> dict[str, Any]:
+    """The config as plain data, as a run's folder keeps it."""
+    plain: dict[str, Any] = json.loads(config.model_dump_json())
+    return plain
+
+
+class Parts(Protocol):
+    """What the loop needs of a network's training, on one worker."""
+
+    @property
+    def step(self) -> Step[Any]: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    def batches(self, first: int) -> Iterator[Any]:
+        """This worker's batches from step ``first`` on."""
+
+    def validate(self) -> dict[str, float]:
+        """What chooses the checkpoint, by ``score``."""
+
+    def begin(self, checkpoint: Path) -> int:
+        """Start a new run from another's weights; how many tensors fitted."""
+
+    def close(self) -> None:
+        """End what renders ahead."""
+
+
+def parts(config: TrainingConfig, folder: Path, workers: Workers) -> Parts:
+    """The parts of ``config``'s run. Raises ``NotFound`` where the development data lacks what it starts from."""
+    if config.network == "comparator":
+        return ComparatorParts(config, folder, workers)
+    return EncoderParts(config, folder, workers)
+
+
+class ComparatorParts:
+    """The comparator's step over rendered pairs."""
+
+    def __init__(self, config: TrainingConfig, folder: Path, workers: Workers) -> None:
+        settings = config.comparator
+        trunk = public_lite0(folder) if settings.size == "starter" else None
+        self._config, self._workers, self._folder = config, workers, folder
+        self.step = ComparatorStep(settings, comparator.build(settings, trunk), workers)
+        self._data = PairData(data.training_photographs(folder), settings.pairs, seed=settings.seed)
+        self._feed: Feed | None = None
+        self._validation: list[Pair] = []
+
+    @property
+    def steps(self) -> int:
+        return self._config.comparator.steps
+
+    def batches(self, first: int) -> Iterator[data.Batch]:
+        self._feed = Feed(
+            self._data,
+            batch=self._config.comparator.batch,
+            step=first,
+            rank=self._workers.rank,
+            world=self._workers.world,
+            processes=self._config.render_processes,
+        )
+        return iter(self._feed)
+
+    def validate(self) -> dict[str, float]:
+        """Of the averaged weights, on pairs laid by the real aligner."""
+        if not self._validation:
+            self._validation = validation_pairs(self._config, self._folder)
+        return comparator.validate(self.step.averaged, self._validation)
+
+    def begin(self, checkpoint: Path) -> int:
+        return self.step.begin(loop.load(checkpoint)["step"]["averaged"])
+
+    def close(self) -> None:
+        if self._feed is not None:
+            self._feed.close()
+
+
+def validation_pairs(config: TrainingConfig, folder: Path) -> list[Pair]:
+    """Every kind of pair of every validation photograph, ``validation_renders`` times, the same in every run."""
+    settings = config.comparator.pairs.model_copy(update={"aligned": 1.0})
+    photographs = data.validation_photographs(folder)
+    source = PairData(photographs, settings, seed=VALIDATION_SEED)
+    count = config.validation_renders * len(photographs)
+    return [source.sample(n, kind=kind) for n in range(count) for kind in KINDS]
+
+
+class EncoderParts:
+    """The retrieval encoder's step over groups of views; the starter goes on from the shipped weights."""
+
+    def __init__(self, config: TrainingConfig, folder: Path, workers: Workers) -> None:
+        settings = config.encoder
+        network = encoder.build(settings)
+        if settings.size == "starter":
+            card, tensors = weights_files.read_tensors()
+            encoder_network.fill(network, tensors, subject=card.name)
+        self._config, self._workers, self._folder = config, workers, folder
+        self.step = EncoderStep(settings, network, workers)
+        self._data = GroupData(data.training_photographs(folder), seed=settings.seed, batch=settings.batch)
+        self._validation: list[GroupBatch] = []
+
+    @property
+    def steps(self) -> int:
+        return self._config.encoder.steps
+
+    def batches(self, first: int) -> Iterator[GroupBatch]:
+        return self._data.batches(first, rank=self._workers.rank, world=self._workers.world)
+
+    def validate(self) -> dict[str, float]:
+        if not self._validation:
+            photographs = data.validation_photographs(self._folder)
+            source = GroupData(photographs, seed=VALIDATION_SEED, batch=min(GROUPS_PER_BATCH, len(photographs)))
+            coming = source.batches(0)
+            self._validation = [next(coming) for _ in range(len(photographs) // source.batch)]
+        return encoder.validate(self.step.network, self._validation)
+
+    def begin(self, checkpoint: Path) -> int:
+        return self.step.begin(loop.load(checkpoint)["step"]["network"])
+
+    def close(self) -> None:
+        """Nothing renders ahead: a step takes longer than its groups."""
+
+
+def public_lite0(folder: Path) -> Lite0:
+    """EfficientNet-Lite0 with its public ImageNet weights, from the development data. Raises ``NotFound``."""
+    from safetensors.torch import load
+
+    path = folder / "weights" / LITE0_FILE
+    try:
+        theirs = load(path.read_bytes())
+    except FileNotFoundError as error:
+        raise NotFound("no public trunk; give the development data with --data", subject=str(path)) from error
+    trunk = Lite0()
+    missing, unexpected = trunk.load_state_dict({ours: theirs[key].float() for ours, key in lite0_keys()}, strict=False)
+    assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing)
+    return trunk
