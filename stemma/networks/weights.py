@@ -158,7 +158,9 @@ def write_tensors(folder: Path, tensors: Tensors, *, embedding_scale: float, cel
     from safetensors.numpy import save
 
     scales = {"embedding_scale": repr(embedding_scale), "cells_scale": repr(cells_scale)}
-    body = save(dict(sorted(tensors.items())), metadata=scales)
+    # safetensors writes an array's memory as it lies: a transposed one would come back scrambled, without a word
+    rows = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
+    body = save(rows, metadata=scales)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ENCODER_FILE).write_bytes(body)
     return digest_of(body)
