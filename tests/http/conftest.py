@@ -114,6 +114,7 @@ class House:
     app: Any
     settings: Settings
     runner: asyncio.Runner = field(default_factory=asyncio.Runner)
+    encoder: Any = None
 
     def ask(self, method: str, url: str, **kwargs: Any) -> httpx.Response:
         """One request, answered."""
