@@ -17,15 +17,13 @@ import numpy as np
 
 from actors import handles
 from actors.shard import codec_wanted, now_ms
+from cluster import limits
 from stemma.api import DeleteResult, IngestResult
 from stemma.catalog import Catalog, Draft
 from stemma.config import Settings
 from stemma.errors import Overloaded, StemmaError, Unavailable
 from stemma.index.seal import maintain
 from stemma.index.segment import segment_set
-
-QUEUE_ITEMS_MAX = 4_096
-"""Pictures and ids that may wait for a commit; more are told to come back."""
 
 
 @dataclass(slots=True)
@@ -97,7 +95,7 @@ class Committer:
             self._opened.close()
 
     async def _submit(self, wanted: Wanted) -> IngestResult | DeleteResult:
-        if self._queued and self._queued + wanted.items > QUEUE_ITEMS_MAX:
+        if self._queued and self._queued + wanted.items > limits.WRITES_QUEUED_MAX:
             raise Overloaded(f"{self._queued} writes wait already; try again", subject=self._url, retry_after_s=1.0)
         self._queue.append(wanted)
         self._queued += wanted.items

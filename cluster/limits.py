@@ -10,6 +10,7 @@ second copies         ``hedge_quantile``, ``hedge_ms_min``; ``HEDGES_PER_ROUND``
 a host that fails     ``breaker_failures``, ``breaker_open_ms``
 re-asks               ``stale_retries_max``; ``ROUNDS_MAX``
 calls at once         ``batches_in_flight_max``
+waiting writes        ``WRITES_QUEUED_MAX``
 waiting queries       ``concurrency`` x ``queue_per_concurrency``
 ====================  ==================================================================================
 """
@@ -27,6 +28,9 @@ HEDGES_PER_ROUND = 1
 
 ROUTINGS_HELD_MAX = 8
 """Routings a host keeps: the current one, the next, and those of queries that are still under way."""
+
+WRITES_QUEUED_MAX = 4_096
+"""Pictures and ids that may wait for a commit; more are told to come back."""
 
 LATENCIES_KEPT = 128
 """Calls of one host that its latency quantile is taken over."""

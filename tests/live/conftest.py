@@ -177,8 +177,24 @@ class Watch:
                 self.refused += 1
                 await asyncio.sleep(0.05)
 
+    async def commit(self, writer: Any, wave: list[Draft]) -> int:
+        """Store, again when the committer was lost on the way: a repeated upload is safe. Returns how often it took."""
+        for attempt in range(1, 200):
+            try:
+                result = await writer.commit(wave, replace=False)
+            except Unavailable:
+                await asyncio.sleep(0.3)
+                continue
+            assert {item.status for item in result.items} <= {"stored", "duplicate"}, result
+            self.acknowledged = result.seq
+            return attempt
+        pytest.fail("the committer never came back")
+
     def stop(self) -> None:
         self._over = True
+
+    async def answered(self, count: int) -> bool:
+        return len(self.answers) >= count
 
     async def complete(self) -> bool:
         """Whether an answer is complete now, at no older a commit than was acknowledged."""

@@ -50,12 +50,13 @@ def test_a_killed_shard_comes_back_and_nothing_acknowledged_is_lost(serve: Any, 
                 if step in (1, 3):
                     await kill_shards(wait_until)
                 wave = served.drafts(range(1_000 + 5 * step, 1_005 + 5 * step))
-                result = await writer.commit(wave, replace=False)
-                seen.acknowledged = result.seq
+                await seen.commit(writer, wave)
                 stored += [draft.image_id for draft in wave]
             gone = await writer.delete(stored[:4])
             seen.acknowledged = gone.seq
             await wait_until(seen.complete, 40, "complete again after the kills")
+            answered = len(seen.answers)
+            await wait_until(lambda: seen.answered(answered + 10), 20, "answers after the kills")
             seen.stop()
             await asking
             with Catalog.open(served.url) as catalog:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from actors import handles, ingest
+from actors import handles
 from actors.ingest import Committer
+from cluster import limits
 from stemma.catalog import Catalog
 from stemma.errors import Conflict, NotFound, Overloaded, Unavailable
 from stemma.index.codec import Codec
@@ -133,7 +134,7 @@ def test_without_a_directory_an_acknowledgement_waits_until_no_host_can_be_stale
 def test_a_full_queue_refuses(
     collection: str, tree: Any, drafts: Any, directory: FakeDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest, "QUEUE_ITEMS_MAX", 3)
+    monkeypatch.setattr(limits, "WRITES_QUEUED_MAX", 3)
 
     async def scene() -> None:
         async with committer(collection, tree()) as writer:
