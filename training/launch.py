@@ -21,7 +21,7 @@ import torch
 
 from stemma import terminal
 from stemma.errors import BadRequest, StemmaError, Unavailable
-from training import recipe
+from training import loop, recipe
 from training.loop import Run
 from training.recipe import TrainingConfig
 from training.workers import Alone, Group
@@ -95,13 +95,11 @@ def spread(config: TrainingConfig, data: Path, folder: Path, *, workers: int, re
     result = trainer.fit()
     if result.error is not None:
         raise Unavailable(f"the workers failed: {result.error}; resume the run", subject=folder.name)
-    return int((result.metrics or {"t": 0})["t"])
+    return int(loop.load(folder / loop.LAST)["t"])
 
 
 def _work(task: dict[str, Any]) -> None:
     """What each Ray Train worker does: the bare loop's run, in step with the others."""
-    from ray import train
-
     _one_thread()
     config, folder = TrainingConfig.model_validate(task["config"]), Path(task["folder"])
     group = Group()
@@ -109,7 +107,7 @@ def _work(task: dict[str, Any]) -> None:
     run: Run[Any] = Run(folder, config.loop, writes=group.rank == 0)
     first = run.join(parts.step, plain)
     try:
-        done = run.go(
+        run.go(
             parts.step,
             parts.batches(first),
             config=plain,
@@ -119,7 +117,6 @@ def _work(task: dict[str, Any]) -> None:
         )
     finally:
         parts.close()
-    train.report({"t": done})
 
 
 def _one_thread() -> None:
