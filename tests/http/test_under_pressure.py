@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -100,3 +100,23 @@ def test_an_uploader_that_leaves_leaves_no_place_taken(slow_house: Any, picture:
         assert (status["working"], status["waiting"]) == (0, 0)
 
     slow_house.runner.run(run())
+
+
+def test_the_hosts_are_given_what_is_left_of_the_callers_time(house: Any, picture: Any) -> None:
+    served, given = house.served["photos"], []
+
+    class Spy:
+        identical, metadata = served.engine.shards.identical, served.engine.shards.metadata
+
+        async def search(self, query: Any, deadline_ms: float) -> Any:
+            given.append(deadline_ms)
+            return await served.engine.shards.search(query, deadline_ms)
+
+    async def sent_slowly() -> AsyncIterator[dict[str, Any]]:
+        yield {"type": "http.request", "body": picture(1)[:100], "more_body": True}
+        await asyncio.sleep(0.2)
+        yield {"type": "http.request", "body": picture(1)[100:], "more_body": False}
+
+    house.app = build_app({"photos": replace(served, engine=replace(served.engine, shards=Spy()))}, house.settings)
+    assert house.raw(sent_slowly(), query_string=b"deadline_ms=5000").status_code == 200
+    assert 0 < given[0] <= 4800
