@@ -17,6 +17,7 @@ from evaluation.metrics import recall_at
 from evaluation.quick import RETRIEVED, read_queries
 from stemma.config import Settings
 from stemma.networks import weights
+from stemma.networks.backbones import Lite0
 from stemma.networks.encoder import SIZES, EncoderNetwork, fill, quantise, squash
 from stemma.terminal import progress
 from stemma.vision.decode import DecodePool, read_working_copy, working_copy
@@ -30,8 +31,7 @@ def int8_cost(folder: Path, settings: Settings) -> dict[str, Any]:
     queries = [query for query in read_queries(folder) if query.set in RETRIEVED]
     files = sorted((folder / "originals").iterdir())
     card, tensors = weights.read_tensors(settings.encoder.weights)
-    network = EncoderNetwork(SIZES[settings.encoder.size]).eval()
-    fill(network, tensors, subject=card.name)
+    network = _network(settings, tensors, subject=card.name)
     with DecodePool(settings.decode) as decoder, progress("encode", len(files) + len(queries)) as done:
         ids, views = [], []
         for path in files:
@@ -58,6 +58,16 @@ def int8_cost(folder: Path, settings: Settings) -> dict[str, Any]:
         "float32": _figures(places(asked_QVD, original_ND, wanted_Q), sets_Q),
         "int8": _figures(places(coded(asked_QVD), coded(original_ND), wanted_Q), sets_Q),
     }
+
+
+def _network(settings: Settings, tensors: weights.Tensors, *, subject: str) -> EncoderNetwork:
+    """As ``Encoder.load`` sets it up, on one thread, but with its float32 output at hand."""
+    torch.set_num_threads(1)
+    network = EncoderNetwork(SIZES[settings.encoder.size]).eval()
+    fill(network, tensors, subject=subject)
+    if isinstance(network.trunk, Lite0):
+        network.trunk.fold()
+    return network.to(memory_format=torch.channels_last)
 
 
 def embed(network: EncoderNetwork, pictures: Iterable[NDArray[np.uint8]]) -> Vectors:

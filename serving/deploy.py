@@ -135,6 +135,7 @@ def start_ray() -> None:
     """A local Ray for one machine. Its environment (``serving.run.environment``) must be that of this process already:
     Ray reads it when it is imported."""
     ray.init(
+        address="local",  # without it Ray joins whatever cluster it finds on the machine, and refuses num_cpus there
         num_cpus=max(8, os.cpu_count() or 1),
         include_dashboard=False,
         log_to_driver=False,
