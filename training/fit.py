@@ -85,7 +85,7 @@ def steady_components(
     The scatter of the rendered views about their own originals, with ``NOISE_FLOOR`` of its mean variance added to
     every direction, is whitened; then the principal directions of the originals are taken. Directions in which
     recompression, blur and noise move a picture weigh less, and nothing is trained. On 800 benign queries of the
-    calibration photographs: IR@1 .935 and IR@100 .994, against .880 and .979 of plain PCA (floor 0.3 to 3: within .005).
+    calibration photographs: IR@1 .935 and IR@100 .994, against .880 and .979 of plain PCA (floors of 0.3 to 3: alike).
     """
     moved_MC = (views_NPC - clean_NC[:, None]).reshape(-1, clean_NC.shape[1])
     noise_CC = moved_MC.T @ moved_MC / len(moved_MC)
