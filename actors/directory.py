@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actors import handles
-from actors.shard import Shard, codec_of, now_ms
+from actors.shard import Shard, now_ms
 from cluster import placement
 from cluster.membership import Life, Member
 from cluster.placement import Confirm, Instruction, Orders, View
@@ -21,6 +21,7 @@ from stemma.catalog import Catalog
 from stemma.config import Settings
 from stemma.errors import StemmaError, Unavailable
 from stemma.flow import Unit
+from stemma.index.choice import codec_of
 from stemma.index.segment import segment_set
 
 TICKS_PER_HEARTBEAT = 5

@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from actors import handles
-from actors.shard import codec_wanted, now_ms
+from actors.shard import now_ms
 from cluster import limits
 from stemma.api import DeleteResult, IngestResult
 from stemma.catalog import Catalog, Draft
 from stemma.config import Settings
 from stemma.errors import Overloaded, StemmaError, Unavailable
+from stemma.index.choice import codec_wanted
 from stemma.index.seal import maintain
 from stemma.index.segment import segment_set
 
@@ -192,7 +193,7 @@ class Committer:
         """Whether segments changed. Opening every segment to check it is not for every commit: only the first time,
         when the tail is full, and when enough rows have died."""
         with Catalog.open(self._url) as reader:
-            codec = codec_wanted(self._settings, len(reader))
+            codec = codec_wanted(self._settings, Path(self._url), len(reader))
             root, snapshot = Path(self._url), reader.snapshot()
             sealed_hi = max((unit.row_hi for unit in segment_set(root, codec)), default=0)
             tail = len(snapshot.row_R) - int(np.searchsorted(snapshot.row_R, sealed_hi))
@@ -205,12 +206,18 @@ class Committer:
             done = maintain(reader, root, codec, self._settings)
         return bool(done.built or done.merged or done.rewritten or done.removed)
 
+    def _compact_now(self) -> None:
+        """On the writing thread, between two commits: each of them leaves a data file, and thousands slow all reads."""
+        if self._catalog.fragments > self._settings.ingest.fragments_max:
+            self._catalog.compact()
+
     def _maintain(self) -> None:
         if self._maintaining is None or self._maintaining.done():
             self._maintaining = asyncio.create_task(self._maintained())
 
     async def _maintained(self) -> None:
-        """Seal, merge and repair where something is to be done, then have the hosts told."""
+        """Compact, seal, merge and repair where something is to be done, then have the hosts told."""
+        await asyncio.get_running_loop().run_in_executor(self._writing, self._compact_now)
         if await asyncio.to_thread(self._maintain_now):
             try:
                 await handles.resealed(self._url)

@@ -25,33 +25,16 @@ from stemma.catalog import Catalog
 from stemma.config import Settings
 from stemma.errors import BadRequest, StaleRouting, StemmaError, Unavailable
 from stemma.flow import HostReply, ShardQuery, Unit
+from stemma.index.choice import codec_wanted
 from stemma.index.codec import Codec
 from stemma.index.partition import Partition
-from stemma.index.segment import segment_set
-from stemma.networks.weights import card, codec_folder
+from stemma.networks.weights import card
 
 Reply = HostReply | StemmaError
 
 
 def now_ms() -> float:
     return time.monotonic() * 1e3
-
-
-def codec_wanted(settings: Settings, images: int) -> Codec:
-    """The codec of a collection of this size: ``stemma.collection.choose_codec`` without importing the networks."""
-    kind = settings.search.codec
-    if kind == "auto":
-        kind = "exact" if images <= settings.search.exact_images_max else "opq"
-    return Codec.unquantized() if kind == "exact" else Codec.load(codec_folder(kind, settings.encoder.weights))
-
-
-def codec_of(settings: Settings, root: Path, images: int) -> Codec:
-    """The codec to search with now. A collection that has outgrown exact search keeps it until the first segment of
-    its new codec is there: until then all of it would be tail."""
-    codec = codec_wanted(settings, images)
-    exact = Codec.unquantized()
-    outgrown = settings.search.codec == "auto" and not codec.exact
-    return exact if outgrown and not segment_set(root, codec) and segment_set(root, exact) else codec
 
 
 class Shard:
@@ -168,7 +151,7 @@ class Share:
         if partition is not None:
             partition.adopt(owns)
         else:
-            known = (Codec.unquantized(), codec_wanted(self._settings, len(self._catalog)))
+            known = (Codec.unquantized(), codec_wanted(self._settings, self._root, len(self._catalog)))
             codec = next((each for each in known if each.id == routing.codec), None)
             if codec is None:
                 return False

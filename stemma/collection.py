@@ -14,12 +14,12 @@ from stemma.catalog.catalog import Catalog
 from stemma.config import Settings, load
 from stemma.embedded import EmbeddedDecoder, EmbeddedEncoder, EmbeddedShards, named_record
 from stemma.errors import BadRequest, NotFound
-from stemma.index.codec import Codec
+from stemma.index.choice import codec_of, codec_wanted
 from stemma.index.partition import Partition
 from stemma.index.seal import maintain
 from stemma.ingest import REJECTS, IngestSummary, Progress, ingest_sources, is_collection, read_bounded, sources_of
 from stemma.networks.encoder import Encoder
-from stemma.networks.weights import Card, card, codec_folder
+from stemma.networks.weights import Card, card
 from stemma.query import Engine, answer
 from stemma.vision.decode import DecodePool
 
@@ -116,7 +116,7 @@ class Collection:
                 "images": len(catalog),
                 "seq": catalog.seq,
                 "weights": catalog.weights or self._card.digest,
-                "codec": choose_codec(self.settings, len(catalog)).id,
+                "codec": partition.codec.id,
                 "segments": len(sealed),
                 "rows_sealed": sum(unit.row_hi - unit.row_lo for unit in sealed),
                 "columns": dict(catalog.columns),
@@ -208,7 +208,7 @@ class Collection:
     def _search(self) -> Partition:
         catalog = self._read()
         if self._partition is None:
-            codec = choose_codec(self.settings, len(catalog))
+            codec = codec_of(self.settings, Path(self.url), len(catalog))
             self._partition = Partition(
                 catalog, Path(self.url), self.settings, scale=self._card.embedding_scale, codec=codec
             )
@@ -219,7 +219,7 @@ class Collection:
         catalog = self._read()
         if catalog.fragments > self.settings.ingest.fragments_max:
             catalog.compact()
-        codec = choose_codec(self.settings, len(catalog))
+        codec = codec_wanted(self.settings, Path(self.url), len(catalog))
         maintain(catalog, Path(self.url), codec, self.settings, verify=self._partition is None)
         self._partition = None  # the next search opens the new segments, under the codec that fits the new size
 
@@ -240,14 +240,6 @@ class Collection:
             card=self._card,
             settings=self.settings,
         )
-
-
-def choose_codec(settings: Settings, images: int) -> Codec:
-    """The codec a collection of this size is searched with (design.md, Storage)."""
-    kind = settings.search.codec
-    if kind == "auto":
-        kind = "exact" if images <= settings.search.exact_images_max else "opq"
-    return Codec.unquantized() if kind == "exact" else Codec.load(codec_folder(kind, settings.encoder.weights))
 
 
 def _ask(parameters: dict[str, Any]) -> Ask:

@@ -13,6 +13,7 @@ from actors import handles
 from actors.ingest import Committer
 from cluster import limits
 from stemma.catalog import Catalog
+from stemma.config import IngestSettings
 from stemma.errors import Conflict, NotFound, Overloaded, Unavailable
 from stemma.index.codec import Codec
 from stemma.index.segment import segment_set
@@ -179,3 +180,21 @@ def test_a_full_tail_is_sealed_behind_and_told(
     from pathlib import Path
 
     assert [(unit.row_lo, unit.row_hi) for unit in segment_set(Path(collection), Codec.unquantized())] == [(0, 56)]
+
+
+def test_many_small_commits_are_compacted_into_few_files(
+    collection: str, tree: Any, drafts: Any, directory: FakeDirectory
+) -> None:
+    settings = tree().model_copy(update={"ingest": IngestSettings(fragments_max=8, group_commit_ms=0)})
+
+    async def scene() -> None:
+        async with committer(collection, settings) as writer:
+            for number in range(70, 84):
+                await writer.commit(drafts([number]), False)
+        with Catalog.open(collection) as reader:
+            assert reader.fragments <= 9
+            assert {f"{number}.jpg" for number in range(70, 84)} <= set(
+                reader.read(reader.snapshot().row_R, ["source"])["source"]
+            )
+
+    play(scene)

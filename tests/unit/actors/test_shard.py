@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from actors import shard as shard_room
-from actors.shard import Shard, codec_of
+from actors.shard import Shard
 from cluster.fanout import Ask, Done, Failure, Fanout
 from cluster.health import Health
 from cluster.invariants import audit_found
@@ -19,6 +19,7 @@ from stemma.catalog import Catalog
 from stemma.config import Settings
 from stemma.errors import BadRequest, DeadlineExceeded, NotFound, StaleRouting, StemmaError
 from stemma.flow import Found, ShardQuery
+from stemma.index.choice import codec_of
 from stemma.index.codec import Codec
 from stemma.index.partition import Partition
 from stemma.index.seal import maintain
