@@ -84,6 +84,12 @@ def server(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             "limits.body_read_s_max=3",
             "search.deadline_ms=20000",  # the machine of a test run is busy
             "cluster.host_deadline_ms=10000",
+            # A shard host serves all collections of its node under one configuration: that of tests/live as well.
+            "cluster.heartbeat_ms=150",
+            "cluster.suspect_after_ms=1000",
+            "cluster.dead_after_ms=2500",
+            "cluster.announce_ms=1000",
+            "search.tail_block_rows=64",
         ]
     )
     folder = str(tmp_path_factory.mktemp("served") / "photos.stemma")

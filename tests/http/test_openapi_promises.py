@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
-from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
@@ -18,7 +17,7 @@ from serving.gateway import build_app
 from serving.openapi import describe
 from stemma.config import Settings
 
-CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
 SCHEMA = schemathesis.openapi.from_dict(describe(build_app({}, Settings()).app, Settings()))
 OPERATIONS = {result.ok().label: result.ok() for result in SCHEMA.get_all_operations()}
 
@@ -35,6 +34,7 @@ def test_every_route_answers_as_documented(label: str, old_house: Any, picture: 
         if isinstance(kwargs.get("data"), bytes):
             kwargs["content"] = kwargs.pop("data")
         response = old_house.ask(kwargs.pop("method"), kwargs.pop("url"), **kwargs)
+        assert response.status_code != 500  # a documented 503 or 504 is an answer
         case.validate_response(schemathesis.Response.from_any(response), checks=CHECKS)
 
     answers()
