@@ -15,12 +15,13 @@ from stemma.errors import BadRequest
 from stemma.networks import weights as files
 from stemma.terminal import run
 from training import fit
+from training.own_codec import train_own_codec
 
 FITS = ("pca", "codec", "threshold")
 
 
 def train(argv: list[str]) -> int:
-    """``stemma train pca | codec | threshold --data DIR``."""
+    """``stemma train pca | codec | threshold --data DIR``, ``stemma train codec --collection DIR``."""
     return run(_train, argv, name="train")
 
 
@@ -31,14 +32,23 @@ def weights(argv: list[str]) -> int:
 
 def _train(
     what: Annotated[str, typer.Argument(help="pca, codec or threshold, in this order")],
-    data: Annotated[Path, typer.Option(envvar="STEMMA_DATA", help="development data")],
+    data: Annotated[Path | None, typer.Option(envvar="STEMMA_DATA", help="development data")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of weights; default: the shipped one")] = None,
+    collection: Annotated[
+        Path | None, typer.Option(help="codec: train the collection's own, from its originals")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="codec of a collection: opq or paper")] = "opq",
 ) -> int:
-    """Fit the starter's projections, its codec, or its match threshold. Seeded; one thread."""
+    """Fit the starter's projections, its codec or its match threshold; or a collection's own codec. Seeded."""
     if what not in FITS:
         raise BadRequest(f"nothing is trained by the name {what!r}; there are {', '.join(FITS)}", subject=what)
-    fit.main([what, "--data", str(data), *(["--out", str(out)] if out is not None else [])])
-    return 0
+    if what == "codec" and collection is not None:
+        codec = train_own_codec(str(collection), kind)
+        print(f"{codec.id}: {codec.nlist} lists, from {codec.card['trained_on']} originals")
+        return 0
+    if data is None:
+        raise BadRequest("say where the development data is: --data DIR or STEMMA_DATA", subject="--data")
+    return fit.main([what, "--data", str(data), *(["--out", str(out)] if out is not None else [])])
 
 
 def _weights(
