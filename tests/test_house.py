@@ -35,7 +35,7 @@ def sources() -> list[Path]:
     return sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 
-def tests() -> list[Path]:
+def suites() -> list[Path]:
     return sorted((ROOT / "tests").rglob("*.py"))
 
 
@@ -64,11 +64,11 @@ def test_tests_weigh_at_least_as_much_as_what_they_test() -> None:
     def weigh(paths: list[Path]) -> int:
         return sum(path.stat().st_size for path in paths)
 
-    assert weigh(tests()) >= 0.7 * weigh(sources())
+    assert weigh(suites()) >= 0.7 * weigh(sources())
 
 
 def test_no_room_for_odds_and_ends() -> None:
-    named = {path.name for path in [*sources(), *tests()]}
+    named = {path.name for path in [*sources(), *suites()]}
     assert not named & {"utils.py", "common.py", "helpers.py", "util.py", "misc.py"}
     assert not list((ROOT / "tests").rglob("__init__.py"))
     assert not any(path.is_dir() and path.name in ("ray", "datasets") for path in ROOT.glob("*/*"))
