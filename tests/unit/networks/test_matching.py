@@ -145,6 +145,22 @@ def test_the_score_is_what_the_map_explains(seed: int) -> None:
     assert one.score == pytest.approx(total / 1000, abs=0.01)
 
 
+def test_a_refit_never_costs_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = random_cells(3)[0]
+    pool = np.stack([moved(original, i % 4, i % 3, seed=i) for i in range(12)])
+    pool = np.concatenate([pool, random_cells(40, 40)])
+    refitted = match(original[None], pool)
+    monkeypatch.setattr(matching, "REFITS", 0)
+    plain = match(original[None], pool)
+    assert all(after.score >= before.score for after, before in zip(refitted, plain, strict=True))
+
+
+def test_another_process_draws_the_same_hypotheses() -> None:
+    first = [matching._draws(count).copy() for count in range(197)]
+    matching._draws.cache_clear()
+    assert all(np.array_equal(matching._draws(count), drawn) for count, drawn in enumerate(first))
+
+
 def test_nothing_matches_nothing() -> None:
     zero = np.zeros((2, 196, 32), np.int8)
     assert match(zero, np.zeros((3, 196, 32), np.int8)) == [Match(0.0, False, None)] * 3

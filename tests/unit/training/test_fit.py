@@ -37,6 +37,11 @@ def test_steady_components_leave_out_what_changes_move() -> None:
     seen = clean[:, None] + rng.normal(size=(300, 10, 6)) * (2, 0.1, 0.1, 0.1, 0.1, 0.1)
     _, components = fit.steady_components(clean, seen.astype(np.float32), 2)
     assert abs(components[0, 1]) > 5 * abs(components[0, 0])
+    # in the metric of the changes (with their floor) the components are orthonormal
+    moved = (seen - clean[:, None]).reshape(-1, 6)
+    noise = moved.T @ moved / len(moved)
+    noise += fit.NOISE_FLOOR * np.trace(noise) / 6 * np.eye(6)
+    assert np.allclose(components @ noise @ components.T, np.eye(2), atol=1e-4)
 
 
 def test_without_noise_steady_components_are_principal_ones() -> None:
