@@ -23,16 +23,17 @@ def main(folder: str) -> int:
         pid=pid,
         born=born(pid) or "",
         step="starting",
-        doing="starting Ray",
+        doing="joining Ray" if settings.cluster.address else "starting Ray",
         url=f"http://{settings.serve.host}:{settings.serve.port}",
         collections=collections,
     )
     run.write(state)
-    os.environ.update(environment(run.token))
+    address = settings.cluster.address
+    os.environ.update(environment(run.token, joins=address is not None))
     from serving.deploy import serve_down, serve_up, start_ray, stop_ray  # after the environment: they import Ray
 
     try:
-        start_ray()
+        start_ray(address)
         run.write(replace(state, doing="loading shards and networks"))
         serve_up(collections, settings)
     except StemmaError as error:
@@ -41,7 +42,7 @@ def main(folder: str) -> int:
     over = _told_to_stop(over)  # Ray has put a handler of its own in place of ours
     run.write(replace(state, step="ready", doing="", ports=listening_ports(os.getsid(0))))
     over.wait()
-    serve_down(collections)
+    serve_down(collections, settings)
     stop_ray()
     return 0
 

@@ -21,7 +21,7 @@ from serving.gateway import build_app
 from serving.served import Served
 from stemma.catalog import Catalog
 from stemma.config import MIB, Settings
-from stemma.errors import Conflict
+from stemma.errors import Conflict, Unavailable
 from stemma.networks.weights import card
 from stemma.query import Engine
 
@@ -100,11 +100,14 @@ def serve_up(collections: Mapping[str, str], settings: Settings) -> None:
     serve.run(app, name=APP, route_prefix="/")
 
 
-def serve_down(collections: Mapping[str, str]) -> None:
-    """End what ``serve_up`` started; Ray itself goes on."""
+def serve_down(collections: Mapping[str, str], settings: Settings) -> None:
+    """End what ``serve_up`` started. Ray itself goes on, and so do other apps of Serve on a cluster that was joined."""
     from actors.launch import land
 
-    serve.shutdown()
+    if settings.cluster.address is None:
+        serve.shutdown()
+    else:
+        serve.delete(APP)
     for url in collections.values():
         land(url)
 
@@ -131,14 +134,16 @@ def stop_ray() -> None:
     ray.shutdown()
 
 
-def start_ray() -> None:
-    """A local Ray for one machine. Its environment (``serving.run.environment``) must be that of this process already:
-    Ray reads it when it is imported."""
-    ray.init(
-        address="local",  # without it Ray joins whatever cluster it finds on the machine, and refuses num_cpus there
-        num_cpus=max(8, os.cpu_count() or 1),
-        include_dashboard=False,
-        log_to_driver=False,
-        namespace=APP,
-        configure_logging=False,
-    )
+def start_ray(address: str | None = None) -> None:
+    """A Ray for this machine, or the running cluster at ``address``. Its environment (``serving.run.environment``) must
+    be that of this process already: Ray reads it when it is imported. Raises ``Unavailable`` when none answers there.
+    """
+    if address is None:
+        # without "local" Ray joins whatever cluster it finds on the machine, and refuses num_cpus there
+        own = {"address": "local", "num_cpus": max(8, os.cpu_count() or 1), "include_dashboard": False}
+    else:
+        own = {"address": address}
+    try:
+        ray.init(**own, log_to_driver=False, namespace=APP, configure_logging=False)
+    except ConnectionError as error:
+        raise Unavailable(f"no Ray cluster answers at {address}: {error}", subject="cluster.address") from error

@@ -104,14 +104,15 @@ class RunFolder:
         return state
 
 
-def environment(token: Path) -> dict[str, str]:
+def environment(token: Path, *, joins: bool = False) -> dict[str, str]:
     """What a process that starts Ray must have in its environment before it imports it.
 
-    Ray would write a token into the user's home on its own; ours stays in the run folder.
+    Ray would write a token into the user's home on its own; ours stays in the run folder. A process that ``joins`` a
+    running cluster keeps that cluster's token, which the caller's environment names.
     """
+    own = {} if joins else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     return {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
+        **own,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # else a shutdown behind HAProxy takes 30 s
         "OMP_NUM_THREADS": "1",

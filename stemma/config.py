@@ -109,6 +109,7 @@ class EncoderSettings(Section):
 class ClusterSettings(Section):
     """Timing and copies of the Ray cluster. Ray notices a lost node after 14 s; these deadlines are ours."""
 
+    address: str | None = Field(None, description="a running Ray cluster to join; null: start Ray on this machine")
     copies: int = Field(1, ge=1, le=8, description="hosts that serve each segment (R)")
     heartbeat_ms: float = Field(500, gt=0, description="between two health checks of a host")
     suspect_after_ms: float = Field(1_500, gt=0, description="silence after which a host is not asked first")

@@ -113,7 +113,7 @@ class HostReply:
     codec: str = "exact"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Replies travel by columns: the 6,400 hits of 64 queries took 96 + 48 ms to pickle and back one by one, 12 + 19 so.
+        # by columns: 6,400 hits of 64 queries took 96 + 48 ms to pickle and back one by one, 12 + 19 so
         rest = {name: getattr(self, name) for name in _REPLY_FIELDS}
         return (_reply, (tuple(zip(*map(_hit_values, self.hits), strict=True)), rest))
 

@@ -95,4 +95,4 @@ def server(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     folder = str(tmp_path_factory.mktemp("served") / "photos.stemma")
     serve_up({"photos": folder}, settings)
     yield Server(f"http://127.0.0.1:{port}", folder, settings)
-    serve_down({"photos": folder})
+    serve_down({"photos": folder}, settings)
