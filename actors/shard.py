@@ -2,7 +2,7 @@
 
 A plain class without Ray: ``actors/launch.py`` makes it an actor with two concurrency groups, *search*
 (``cluster.threads_per_host`` threads) and *control*, so that a health check waits 2 ms under load instead of 14
-(facts/ray.md, section 2). It knows no collection until a directory gives it orders for one.
+(docs/facts.md, section 2). It knows no collection until a directory gives it orders for one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Embedded equals served (design.md, Exactness): same verdict, original, ordered candidates and donors, the same
+"""Embedded equals served (docs/architecture.md): same verdict, original, ordered candidates and donors, the same
 probabilities within 1e-2. Whoever answers more than that differently is a bug of the system, never of the picture.
 """
 

@@ -1,6 +1,6 @@
 """Many concurrent searches become few calls: one per host and batch, driven through ``cluster/fanout.py`` with asyncio.
 
-An actor call costs 1.3 ms and a fan-out of four 3.9 ms whatever is in it (facts/ray.md), so a search that finds the
+An actor call costs 1.3 ms and a fan-out of four 3.9 ms whatever is in it (docs/facts.md), so a search that finds the
 hosts idle starts at once, and those that arrive while others run share the next batch: nobody waits for company.
 """
 

@@ -1,7 +1,7 @@
 """Ray and Serve around the gateway: ``serve_up`` starts all that serves some collections, ``serve_down`` ends it.
 
 One deployment takes HTTP and drives everything; the encoder is another. No further hops: with the default proxy a chain
-of three costs 19 ms (facts/ray.md).
+of three costs 19 ms (docs/facts.md).
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Pixels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """What the encoder says of a picture: int8 under one global scale each (design.md, Exactness)."""
+    """What the encoder says of a picture: int8 under one global scale each (docs/architecture.md, Exactness)."""
 
     embedding_VD: Int8
     """[V, 256]; a dot product of two rows stays under 2**24 and is exact in float32 in any order."""

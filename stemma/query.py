@@ -191,7 +191,7 @@ def rank(found: Found) -> Found:
 
 
 def decide(found: Found, encoded: Encoded, card: Card) -> Decision:
-    """What the evidence says, by the first rule of design.md that fits.
+    """What the evidence says, by the first rule of docs/architecture.md that fits.
 
     The threshold and the probability of a match are fitted on the calibration photographs and stand in the card.
     """

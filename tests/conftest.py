@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 MIB = 1024 * 1024
-SYSTEM = {  # facts/ray.md, section 1: a lost node is noticed after some 7 s instead of 14; tighter kills busy nodes
+SYSTEM = {  # docs/facts.md, section 1: a lost node is noticed after some 7 s instead of 14; tighter kills busy nodes
     "health_check_period_ms": 1_000,
     "health_check_failure_threshold": 5,
     "health_check_timeout_ms": 2_000,

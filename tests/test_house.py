@@ -150,7 +150,7 @@ def attribute_uses(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def remote_breaches(paths: list[Path]) -> list[str]:
-    """Places that call an actor or a handle outside the two files that may (style.md, section 5)."""
+    """Places that call an actor or a handle outside the two files that may (docs/architecture.md, Rooms)."""
     breaches = []
     for path in paths:
         where = "/".join(path.parts[-2:])

@@ -3,7 +3,7 @@
 Queries are rendered from them (benign, manipulated, both) and asked against all 701 originals twice: with their
 original in the collection, where the best candidate should be it, and with it taken out, where all are strangers.
 "Unknown" is decided by the luckiest of a hundred candidates, so strangers are counted by query and by photograph, never
-by pair (facts/quality.md, Verification).
+by pair (docs/facts.md, Verification).
 
 Shape letters: Q queries; R originals; V views; D embedding (256); N cells; F features of a cell.
 """

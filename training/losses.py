@@ -1,4 +1,4 @@
-"""The losses of DIC, each beside the reading that was chosen where the paper is open (papers.md 2.1).
+"""The losses of DIC, each beside the reading that was chosen where the paper is open (docs/papers.md 2.1).
 
 Shape letters: B items or pairs of this worker; P items of all workers; D dimensions; H, W map sides.
 """
@@ -103,7 +103,7 @@ def grid(grid_B77: Tensor, truth_B77: Tensor) -> Term:
     """L_T (eq. 10): 1 - cosine of the 49-vectors, mean over pairs that have a truth; 0 if none has.
 
     A benign pair's T is 0 and its term 0/0: NaN as printed, a constant without gradient under an epsilon. Such pairs,
-    and manipulated ones of which nothing is left to see, are left out (papers.md 2.1, 7).
+    and manipulated ones of which nothing is left to see, are left out (docs/papers.md 2.1, 7).
     """
     said_BN, truth_BN = grid_B77.flatten(1), truth_B77.flatten(1)
     counted_B = truth_BN.sum(1) > 0

@@ -2,7 +2,7 @@
 
 Everything is in the original's square, the frame of the comparator (``stemma.networks.alignment``). An edit is rendered
 in the frame of its original, so its mask needs no warp: it is cut to what the query still shows, and a pair of which
-too little is left to see is relabelled benign (facts/quality.md: crops remove edits, noise erases them).
+too little is left to see is relabelled benign (docs/facts.md: crops remove edits, noise erases them).
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _recompressed(source_HWC: Picture, rng: np.random.Generator) -> benign.Rende
 
 
 def grade(rgb_HWC: Picture, rng: np.random.Generator) -> tuple[Picture, str]:
-    """The picture under one change of all its colours, and which: grading is benign (design.md, Verdict)."""
+    """The picture under one change of all its colours, and which: grading is benign (docs/architecture.md, Verdict)."""
     unit_HWC = rgb_HWC.astype(np.float32) / np.float32(255)
     name = str(rng.choice(["gamma", "balance", "saturation", "hue", "curve"]))
     if name == "gamma":

@@ -1,6 +1,6 @@
 """What makes a Lance commit survive a power cut. Lance itself never calls fsync (strace: 0 of a whole process life).
 
-The ``pre`` protocol of facts/index.md A5 (0 of 47 cuts lost anything; without it 42 of 46 left the table unopenable):
+The ``pre`` protocol of docs/facts.md A5 (0 of 47 cuts lost anything; without it 42 of 46 left the table unopenable):
 
     write fragments -> sync data files and data/ -> commit -> sync manifest, transaction and their folders
     -> append the commit to the journal, synced -> acknowledge

@@ -1,7 +1,7 @@
 """Codecs: how a segment holds its vectors. ``exact`` keeps int8 alone; ``paper`` and ``opq`` add 16-byte IVF-PQ codes.
 
 ``paper`` is IVF1024,PQ16 on residuals (Deep Image Comparator, section 3.1, eq. 3; 10 of 1024 lists are probed); ``opq``
-puts a learned rotation before it, which on 16 bytes ranks as plain PQ does on 32 (facts/index.md, B1).
+puts a learned rotation before it, which on 16 bytes ranks as plain PQ does on 32 (docs/facts.md, B1).
 
 Shape letters: N vectors, Q query views, D 256, L inverted lists, B bytes of a code. Everything inside a codec is in the
 units of the int8 embeddings; callers divide squared distances by ``scale ** 2``.
@@ -33,7 +33,7 @@ SAMPLES_PER_LIST = 39
 TRAINING_VECTORS_MIN = 256
 """A product quantizer of 8 bits learns 256 centroids."""
 OPQ_ITERATIONS = 10
-"""The figures of facts/index.md B1 were taken with ten."""
+"""The figures of docs/facts.md B1 were taken with ten."""
 ENCODE_ROWS = 64
 """Vectors are encoded in padded batches of exactly this many: sgemm of one shape gives every row the same bits."""
 TABLE_LISTS_MAX = 4096

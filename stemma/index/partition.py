@@ -72,7 +72,7 @@ class Partition:
         if codec.scale is not None and codec.scale != scale:
             detail = f"the codec was trained for scale {codec.scale}, the weights have {scale}; train it again"
             raise Conflict(detail, subject=codec.id)
-        faiss.omp_set_num_threads(1)  # facts/index.md B4: oversubscribed OpenMP made p99 114 ms
+        faiss.omp_set_num_threads(1)  # docs/facts.md B4: oversubscribed OpenMP made p99 114 ms
         self._catalog, self._root, self._settings = catalog, root, settings
         self._scale, self.codec = scale, codec
         self._owns: Owns = owns or _everything

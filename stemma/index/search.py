@@ -145,7 +145,7 @@ class ExactBlock:
 class Stack:
     """Coded segments searched as one index: one assignment per query, id-less mapped lists laid one after the other.
 
-    Bit-equal to one index over all rows and as fast (facts/index.md, B3); one search per segment cost 4x and more.
+    Bit-equal to one index over all rows and as fast (docs/facts.md, B3); one search per segment cost 4x and more.
     """
 
     def __init__(self, codec: Codec, segments: Sequence[Segment]) -> None:

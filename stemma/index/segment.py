@@ -2,7 +2,7 @@
 
 ``segments/<row_lo>-<row_hi>-<codec>-<digest>/`` under the collection's folder holds, in inverted-list order,
 ``vectors.i8`` [N, 256], ``rows.u64`` [N], ``lists.u64`` [L + 1] (where each list starts) and, under a codec,
-``codes.u8`` [N, 16] without ids: a code's position is its id (16.00 bytes an image; facts/index.md, B2). The digest is
+``codes.u8`` [N, 16] without ids: a code's position is its id (16.00 bytes an image; docs/facts.md, B2). The digest is
 that of the manifest, which holds the digests of the files. Everything here comes back from the catalog.
 """
 
@@ -184,7 +184,7 @@ def _mapped(path: Path, dtype: type) -> NDArray[Any]:
 
 
 def _mapped_lists(path: Path, start_L: NDArray[np.int64]) -> Any:
-    """Inverted lists over a file that holds codes alone (facts/index.md, B2); searched with store_pairs only."""
+    """Inverted lists over a file that holds codes alone (docs/facts.md, B2); searched with store_pairs only."""
     lists = faiss.OnDiskInvertedLists()
     lists.nlist, lists.code_size = len(start_L) - 1, CODE_BYTES
     lists.filename, lists.read_only = str(path), True

@@ -39,7 +39,7 @@ LITE0_FEATURES = 1280
 LITE0_CELL_CHANNELS = 112
 RESNET_CELL_CHANNELS = 1024
 LITE0_CELL_STAGES = 5
-"""Stages whose output is the cells: stride 16, blocks 0-10, 14 x 14 x 112 at 224 (facts/quality.md, Verification)."""
+"""Stages whose output is the cells: stride 16, blocks 0-10, 14 x 14 x 112 at 224 (docs/facts.md, Verification)."""
 
 
 class SameConv(nn.Module):
@@ -172,7 +172,7 @@ class ResNet50(nn.Module):
 
 
 def gem(features_BCHW: Tensor, *, power: float = 3.0) -> Tensor:
-    """Generalised mean over positions, (mean x^p)^(1/p) -> [B, C] (papers.md 2.2, 22).
+    """Generalised mean over positions, (mean x^p)^(1/p) -> [B, C] (docs/papers.md 2.2, 22).
 
     Features must not be negative. Written as sums of products because ``pow`` of a tensor costs 10x as much.
     """

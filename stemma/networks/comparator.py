@@ -1,6 +1,6 @@
 """The comparator of the ``starter``: an aligned query against an original -> benign, manipulated, distinct, and where.
 
-It differs from DIC's Image Comparator Network (``paper_comparator``) where facts/quality.md says what limits quality:
+It differs from DIC's Image Comparator Network (``paper_comparator``) where docs/facts.md says what limits quality:
 alignment is a plane map made beforehand, features are EfficientNet-Lite0's at strides 4, 8 and 16, the photometric
 residual and the overlap are inputs, and the heatmap is convolutional. DIC's 7 x 7 head is kept beside it.
 
@@ -216,7 +216,7 @@ def _statistics(map_logits_B1hw: Tensor, residual_B3HW: Tensor, valid_B1HW: Tens
 def heatmap(compared: Compared, valid_B1HW: Tensor, side: int = HEATMAP_SIDE) -> Tensor:
     """Probability of manipulation in the original's frame [B, side, side], 0 outside the overlap.
 
-    Absolute: never divided by its maximum, which would draw a region on every benign pair (facts/quality.md).
+    Absolute: never divided by its maximum, which would draw a region on every benign pair (docs/facts.md).
     """
     assert compared.map_logits_B1hw is not None, "the paper's network has no convolutional head"
     probability_B1hw = torch.sigmoid(compared.map_logits_B1hw) * functional.avg_pool2d(valid_B1HW, 2)
@@ -225,7 +225,7 @@ def heatmap(compared: Compared, valid_B1HW: Tensor, side: int = HEATMAP_SIDE) ->
 
 
 def grid_heatmap(grid_B77: Tensor, side: int) -> Tensor:
-    """DIC's map as it is shown [B, side, side]: clamped at 0, divided by its maximum, bicubic, clipped (papers.md 1.3).
+    """DIC's map as shown [B, side, side]: clamped at 0, divided by its maximum, bicubic, clipped (docs/papers.md 1.3).
 
     A map with nothing above 0 stays 0.
     """

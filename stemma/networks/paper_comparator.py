@@ -1,4 +1,4 @@
-"""The Image Comparator Network of DIC 3.2, to the letter; what the paper leaves open is as papers.md 1.3 chooses.
+"""The Image Comparator Network of DIC 3.2, to the letter; what the paper leaves open is as docs/papers.md 1.3 chooses.
 
 flow F_A (RAFT-large, de-warping unit) -> f_E, shared -> f_S -> z in R^256 -> E_c (3 classes) and E_t (7 x 7 map).
 Trained end to end: the flow learns through both losses alone.

@@ -23,7 +23,7 @@ UPDATES_PAPER = 12
 
 
 class DenseFlow(nn.Module):
-    """RAFT, of which the last update alone is used (papers.md 1.3)."""
+    """RAFT, of which the last update alone is used (docs/papers.md 1.3)."""
 
     def __init__(self, size: Literal["small", "large"], *, updates: int = UPDATES_PAPER) -> None:
         super().__init__()

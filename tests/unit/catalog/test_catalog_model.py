@@ -20,7 +20,7 @@ BODIES = 14
 
 @dataclasses.dataclass
 class Twin:
-    """The rules of design.md, once more, over dictionaries. ``past[seq]`` is the collection as it was."""
+    """The rules of docs/architecture.md, once more, over dictionaries. ``past[seq]`` is the collection as it was."""
 
     live: dict[str, tuple[int, Draft]] = dataclasses.field(default_factory=dict)
     past: dict[int, dict[str, tuple[int, Draft]]] = dataclasses.field(default_factory=lambda: {0: {}})

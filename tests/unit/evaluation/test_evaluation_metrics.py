@@ -1,4 +1,4 @@
-"""Shares and intervals against the figures of facts/quality.md, scipy's own, and exact arithmetic."""
+"""Shares and intervals against the figures of docs/facts.md, scipy's own, and exact arithmetic."""
 
 from __future__ import annotations
 

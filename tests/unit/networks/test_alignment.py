@@ -217,7 +217,7 @@ def test_dewarping_takes_the_flow_from_original_to_query() -> None:
 
     no_warp = float((query_BCHW - original_BCHW)[inner].abs().mean())
     assert left(to_query) < 1e-6
-    # the direction that DIC prints is worse than doing nothing (papers.md 2.1, 4)
+    # the direction that DIC prints is worse than doing nothing (docs/papers.md 2.1, 4)
     assert left(-to_query) > no_warp
     assert float(raft.dewarp(query_BCHW, to_query + 100).abs().max()) == 0.0
 

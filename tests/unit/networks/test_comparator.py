@@ -39,7 +39,7 @@ def test_starter_shapes_and_size() -> None:
             assert out.logits_B3.shape == (2, 3)
             assert out.grid_B77.shape == (2, 7, 7)
             assert out.map_logits_B1hw is not None and out.map_logits_B1hw.shape == (2, 1, side // 2, side // 2)
-    # design.md gives the comparator 12 MB; in float16 this is 2.3
+    # docs/architecture.md gives the comparator 12 MB; in float16 this is 2.3
     assert 2 * parameter_count(network) < 12e6
     assert parameter_count(network) == 1165943
 
@@ -152,7 +152,7 @@ def test_starter_losses_are_finite_and_reach_every_parameter(labels: list[int]) 
     assert without == set()
 
 
-# The paper's network, to the letter (papers.md 1.3)
+# The paper's network, to the letter (docs/papers.md 1.3)
 
 
 def conv(inputs: int, outputs: int, kernel: int, *, bias: bool) -> int:

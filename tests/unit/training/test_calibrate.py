@@ -48,7 +48,7 @@ def test_the_table_rises_and_stays_below_certainty(intercept: float, slope: floa
 
 
 def test_shares_have_wilson_intervals() -> None:
-    # facts/quality.md, Statistics (its intervals are exact ones, a little wider at the end)
+    # docs/facts.md, Statistics (its intervals are exact ones, a little wider at the end)
     made = calibrate.share(186, 190)
     assert made["low"] == pytest.approx(0.947, abs=0.003) and made["high"] == pytest.approx(0.992, abs=0.003)
     assert calibrate.share(0, 40)["low"] == 0.0 and 0.08 < calibrate.share(0, 40)["high"] < 0.1

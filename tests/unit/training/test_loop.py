@@ -118,6 +118,17 @@ def test_the_best_is_what_validated_best(tmp_path: Path) -> None:
     assert scores[best["t"]] == max(scores.values()) == best["best"]
 
 
+def test_a_resumed_run_keeps_its_best(tmp_path: Path) -> None:
+    advance(tmp_path / "run", 4, resume=False)
+    kept = loop.load(tmp_path / "run" / loop.BEST)["best"]
+    run: Run[Tensor] = Run(tmp_path / "run", LoopSettings(checkpoint_every=1, validate_every=1))
+    tiny = Tiny()
+    first = run.start(tiny, CONFIG, resume=True)
+    worse = {"score": kept - 1}
+    run.go(tiny, batches(first), config=CONFIG, first=first, steps=6, validate=lambda: worse)
+    assert loop.load(tmp_path / "run" / loop.BEST)["best"] == kept
+
+
 def test_no_run_is_continued_or_overwritten_by_accident(tmp_path: Path) -> None:
     advance(tmp_path / "run", 2, resume=False)
     with pytest.raises(Conflict, match="of this name"):

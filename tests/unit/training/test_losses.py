@@ -52,7 +52,7 @@ def test_contrastive_equals_the_loop(seed: int, form: str, temperature: float) -
 
 
 def test_the_printed_loss_goes_below_zero() -> None:
-    """papers.md 2.1, 1: cos+ = 1, cos- = 0, temperature .1, 3 positives, 60 negatives give -7.0."""
+    """docs/papers.md 2.1, 1: cos+ = 1, cos- = 0, temperature .1, 3 positives, 60 negatives give -7.0."""
     e_BD = torch.eye(16).repeat_interleave(4, 0)
     found = losses.contrastive(e_BD, torch.arange(64) // 4, temperature=0.1)
     assert float(found) == pytest.approx(math.log(60) - math.log(3) - 10, abs=1e-4)
@@ -133,7 +133,7 @@ def test_grid_loss_equals_the_loop_over_whatever_has_a_truth(labels: list[int], 
 
 
 def test_benign_pairs_alone_give_a_finite_grid_loss_without_gradient() -> None:
-    """The printed term is 0/0 for them (papers.md 2.1, 7)."""
+    """The printed term is 0/0 for them (docs/papers.md 2.1, 7)."""
     grid_B77 = torch.randn(3, 7, 7, generator=seeded(2), requires_grad=True)
     truth_B77 = losses.grid_truth(torch.ones(3, 1, 14, 14), torch.zeros(3, dtype=torch.long))
     loss = losses.grid(grid_B77, truth_B77).mean
