@@ -95,7 +95,7 @@ class Run(Generic[B]):
         self._same(state["config"], config)
         step.load_state_dict(state["step"])
         torch.set_rng_state(state["rng"])
-        pass
+        self._best = state["best"]
         if self._writes:
             self._truncate(state["t"])
         return int(state["t"])
