@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -30,6 +31,8 @@ def notes() -> Console:
 
 def run(function: Callable[..., int | None], argv: list[str], *, name: str) -> int:
     """Run a command function with its arguments: typed options by typer, one clean line for a refusal."""
+    # Ray starts its processes by fork and exec at once, which is safe; the table library warns of any fork
+    warnings.filterwarnings("ignore", message="lance is not fork-safe")
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(name=name)(function)
     try:
