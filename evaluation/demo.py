@@ -1,7 +1,7 @@
 """The demo: see the product work, and check that one process and a Ray cluster give the same answers.
 
 A collection of photographs and rendered distractors is ingested embedded, asked embedded, then the same collection is
-served on Ray and asked over HTTP. Sketch for two cores: 527 pictures at 60 ms, 82 questions at 0.3 s twice, 30 s for
+served on Ray and asked over HTTP. Sketch for two cores: 527 pictures at 60 ms, 124 questions at 0.2 s twice, 30 s for
 Ray to start and stop: about two minutes of the five allowed.
 """
 
