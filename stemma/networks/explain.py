@@ -1,8 +1,8 @@
 """From a comparator's answer to what a person is shown: probabilities, and the heatmap and regions on the query.
 
 The comparator works in the original's square; the contract speaks of the query (docs/architecture.md, Frames).
-Everything here is in pixels of the query, pixel centres at .5, boxes ``(x0, y0, x1, y1)``. Shape letters: h, w rows and columns of the
-comparator's map; R, C rows and columns of the query's heatmap.
+Everything here is in pixels of the query, pixel centres at .5, boxes ``(x0, y0, x1, y1)``. Shape letters: h, w rows and
+columns of the comparator's map; R, C rows and columns of the query's heatmap.
 """
 
 from __future__ import annotations
