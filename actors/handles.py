@@ -6,6 +6,7 @@ as ``Unavailable``.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from typing import Any, cast
@@ -188,23 +189,30 @@ class RayHosts:
 class RayWriter:
     """The committer of one collection, and what the directory says of its hosts."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, write_ms: float) -> None:
+        self._url, self._write_ms = url, write_ms
 
     async def commit(self, drafts: Sequence[Draft], *, replace: bool) -> IngestResult:
         """Returns when the commit is synced and no host answers without it. Raises ``Overloaded``, ``Unavailable``."""
-        handle = found(committer_name(self._url))
-        return cast(IngestResult, await acall(handle, "commit", list(drafts), replace))
+        return cast(IngestResult, await self._ask("commit", list(drafts), replace))
 
     async def delete(self, image_ids: Sequence[str]) -> DeleteResult:
         """As ``commit``."""
-        return cast(DeleteResult, await acall(found(committer_name(self._url)), "delete", list(image_ids)))
+        return cast(DeleteResult, await self._ask("delete", list(image_ids)))
+
+    async def _ask(self, method: str, *arguments: Any) -> Any:
+        try:
+            async with asyncio.timeout(self._write_ms / 1e3):
+                return await acall(found(committer_name(self._url)), method, *arguments)
+        except TimeoutError as error:
+            detail = f"the committer gave no word in {self._write_ms:.0f} ms (cluster.write_ms); asking again is safe"
+            raise Unavailable(detail, subject=self._url, retry_after_s=1.0) from error
 
     async def hosts(self) -> Sequence[HostStatus]:
         """Every host that may be running. Raises ``Unavailable``."""
         return cast("Sequence[HostStatus]", await acall(found(directory_name(self._url)), "hosts"))
 
 
-def connect(url: str, settings: Settings) -> tuple[RayHosts, RayWriter]:  # noqa: ARG001 - what the engine gives
+def connect(url: str, settings: Settings) -> tuple[RayHosts, RayWriter]:
     """One collection whose actors run, as a process that Ray is connected to asks it and writes to it."""
-    return RayHosts(url), RayWriter(url)
+    return RayHosts(url), RayWriter(url, settings.cluster.write_ms)

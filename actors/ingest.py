@@ -90,10 +90,12 @@ class Committer:
         """Finish what is queued, give the lock back."""
         while self._queue or self._tasks:
             await asyncio.sleep(self._settings.ingest.group_commit_ms / 1e3 + 0.01)
-        if self._maintaining is not None:
-            await self._maintaining
-        if self._opened is not None:
-            self._opened.close()
+        try:
+            if self._maintaining is not None:
+                await self._maintaining
+        finally:
+            if self._opened is not None:
+                self._opened.close()
 
     async def _submit(self, wanted: Wanted) -> IngestResult | DeleteResult:
         if self._queued and self._queued + wanted.items > limits.WRITES_QUEUED_MAX:
@@ -101,7 +103,7 @@ class Committer:
         self._queue.append(wanted)
         self._queued += wanted.items
         self._arrived.set()
-        if self._worker is None:
+        if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         return await wanted.done
 
@@ -132,16 +134,23 @@ class Committer:
         loop = asyncio.get_running_loop()
         try:
             results = await loop.run_in_executor(self._writing, self._write_now, group)
-        except StemmaError as error:
-            if len(group) == 1:
-                group[0].done.set_exception(error)
-                return
-            for wanted in group:  # one of them cannot be stored: the others are not to suffer for it
-                await self._write([wanted])
+        except Exception as error:  # whatever it is (a full disk, say), it costs this write and never the worker
+            self._reopen_if_stopped()
+            if len(group) > 1:
+                for wanted in group:  # one of them cannot be stored: the others are not to suffer for it
+                    await self._write([wanted])
+            elif not group[0].done.done():
+                group[0].done.set_exception(_refusal(error, self._url))
             return
         task = asyncio.create_task(self._acknowledge(group, results, now_ms()))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _reopen_if_stopped(self) -> None:
+        """A catalog whose write failed halfway takes no other until it is opened, and so repaired, anew."""
+        if self._opened is not None and not self._opened.writable:
+            self._opened.close()
+            self._opened = None
 
     def _write_now(self, group: list[Wanted]) -> list[IngestResult | DeleteResult]:
         """One synced commit for all, and each caller's part of its result."""
@@ -223,3 +232,10 @@ class Committer:
                 await handles.resealed(self._url)
             except Unavailable:
                 return  # it looks at the disk by itself
+
+
+def _refusal(error: Exception, url: str) -> StemmaError:
+    """What the caller of a failed write is told: asking again is safe, since writes are idempotent by id."""
+    if isinstance(error, StemmaError):
+        return error
+    return Unavailable(f"the write failed: {type(error).__name__}: {error}; ask again", subject=url, retry_after_s=1.0)

@@ -36,9 +36,12 @@ def main(folder: str) -> int:
         start_ray(address)
         run.write(replace(state, doing="loading shards and networks"))
         serve_up(collections, settings)
-    except StemmaError as error:
-        run.write(replace(state, step="failed", doing="", error=error.problem()))
-        return 2
+    except Exception as error:
+        known = error if isinstance(error, StemmaError) else StemmaError(f"{type(error).__name__}: {error}")
+        run.write(replace(state, step="failed", doing="", error=known.problem()))
+        if known is error:
+            return 2
+        raise  # not ours to explain: the log has the whole of it
     over = _told_to_stop(over)  # Ray has put a handler of its own in place of ours
     run.write(replace(state, step="ready", doing="", ports=listening_ports(os.getsid(0))))
     over.wait()

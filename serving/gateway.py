@@ -108,7 +108,8 @@ async def search(request: Request, house: HouseHere) -> Response:
 
 def _reading(house: House, budget: Budget) -> Budget:
     """The time a body has: the caller's own, but never more than ``limits.body_read_s_max``."""
-    return Budget(min(budget.left_ms(), 1e3 * house.settings.limits.body_read_s_max), time.monotonic())
+    reading = Budget(1e3 * house.settings.limits.body_read_s_max, time.monotonic())
+    return min(budget, reading, key=Budget.left_ms)
 
 
 @routes.post("/v1/images", status_code=201, **documented("ingest", IngestResult))

@@ -117,6 +117,7 @@ class ClusterSettings(Section):
     announce_ms: float = Field(
         2_000, gt=0, description="time a host has to read a new commit before it is routed around"
     )
+    write_ms: float = Field(30_000, gt=0, description="time a commit may take before its caller is told to ask again")
     host_deadline_ms: float = Field(
         2_000, gt=0, description="time one host has for one call, within the query's own deadline"
     )

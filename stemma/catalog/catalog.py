@@ -396,6 +396,11 @@ class Catalog:
     def _widened(self, catalog: Table, new_columns: Mapping[str, ColumnType]) -> tuple[Table, list[Path]]:
         return catalog.add_columns(metadata_fields(new_columns)) if new_columns else (catalog, [])
 
+    @property
+    def writable(self) -> bool:
+        """Whether the next write would be taken: false for a reader, and after a write that failed halfway."""
+        return self._lock is not None and self._broken is None
+
     def _check_writable(self) -> None:
         if self._lock is None:
             raise Conflict("the collection is open for reading; open it with write=True", subject=self.url)

@@ -198,3 +198,44 @@ def test_many_small_commits_are_compacted_into_few_files(
             )
 
     play(scene)
+
+
+def test_a_disk_that_refuses_costs_one_write_and_nothing_after_it(
+    collection: str, tree: Any, drafts: Any, directory: FakeDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Catalog, *_: Any, **__: Any) -> None:
+        self._broken = "OSError: no space left"
+        raise OSError(28, "no space left on device")
+
+    async def scene() -> None:
+        async with committer(collection, tree()) as writer:
+            await writer.seq()
+            with monkeypatch.context() as patch:
+                patch.setattr(Catalog, "commit", full)
+                with pytest.raises(Unavailable, match="no space left") as refusal:
+                    await writer.commit(drafts([70]), False)
+                assert refusal.value.retry_after_s
+            assert (await writer.commit(drafts([70]), False)).count("stored") == 1
+
+    play(scene)
+
+
+def test_a_caller_that_left_does_not_take_the_worker_with_it(
+    collection: str, tree: Any, drafts: Any, directory: FakeDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Catalog, *_: Any, **__: Any) -> None:
+        raise Conflict("not now")
+
+    async def scene() -> None:
+        async with committer(collection, tree()) as writer:
+            with monkeypatch.context() as patch:
+                patch.setattr(Catalog, "commit", refuse)
+                leaving = asyncio.create_task(writer.commit(drafts([70]), False))
+                await asyncio.sleep(0)
+                leaving.cancel()
+                with pytest.raises(Conflict):
+                    await writer.commit(drafts([71]), False)
+            async with asyncio.timeout(20):
+                assert (await writer.commit(drafts([72]), False)).count("stored") == 1
+
+    play(scene)
