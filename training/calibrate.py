@@ -37,7 +37,9 @@ QUERIES = {"benign": 3, "manip": 1, "both": 3}
 """Queries of each photograph by kind, in the proportions that they are asked in."""
 DONORS = 8
 STRANGERS_SHARE_MAX = 0.003
-"""Share of stranger queries that may pass: on photographs not seen, three times as many must still be bearable."""
+MISSED_SHARE_MAX = 0.02
+"""The threshold lies midway between the lowest that so few stranger queries pass and the highest that misses so few of
+the others, to leave both a margin on photographs not seen: strangers come in clusters, by photograph."""
 THRESHOLD_STEP = 0.5
 PROBABILITY_MAX = 0.999
 NEWTON_STEPS = 50
@@ -148,11 +150,15 @@ def outcomes(network: EncoderNetwork, card: weights_files.Card, data: Path) -> l
     return found
 
 
-def choose_threshold(other_scores: Sequence[float], share_max: float = STRANGERS_SHARE_MAX) -> float:
-    """The smallest multiple of ``THRESHOLD_STEP`` that at most ``share_max`` of the strangers reach."""
-    allowed = int(share_max * len(other_scores))
-    first_kept_out = sorted(other_scores, reverse=True)[allowed]
-    return math.floor(first_kept_out / THRESHOLD_STEP) * THRESHOLD_STEP + THRESHOLD_STEP
+def choose_threshold(found_scores: Sequence[float], other_scores: Sequence[float]) -> float:
+    """Midway between the two bounds, or the one that keeps strangers out where that asks for more.
+
+    ``found_scores`` are those of queries whose original is there (0.0 where another one scored higher).
+    """
+    strangers = sorted(other_scores, reverse=True)[int(STRANGERS_SHARE_MAX * len(other_scores))]
+    low = math.floor(strangers / THRESHOLD_STEP) * THRESHOLD_STEP + THRESHOLD_STEP
+    high = sorted(found_scores)[int(MISSED_SHARE_MAX * len(found_scores))]
+    return low + max(0, math.floor((high - low) / 2 / THRESHOLD_STEP)) * THRESHOLD_STEP
 
 
 def logistic(scores: Sequence[float], right: Sequence[bool]) -> tuple[float, float]:
@@ -231,7 +237,8 @@ def figures(asked: Sequence[Outcome], threshold: float) -> dict[str, Any]:
 
 def calibrate(asked: Sequence[Outcome]) -> tuple[float, tuple[tuple[float, float], ...]]:
     """(threshold, calibration table): half of the questions have their original in the collection, half have not."""
-    threshold = choose_threshold([one.other_score for one in asked])
+    found_scores = [one.true_score if one.true_score > one.other_score else 0.0 for one in asked]
+    threshold = choose_threshold(found_scores, [one.other_score for one in asked])
     scores = [max(one.true_score, one.other_score) for one in asked] + [one.other_score for one in asked]
     right = [one.true_score > one.other_score for one in asked] + [False] * len(asked)
     return threshold, table(*logistic(scores, right))

@@ -1,10 +1,12 @@
 """Rendered views of training photographs, through the trunk: what projections and codecs are fitted on.
 
-    python -m training.views --data DIR --out FILE [--per 20]
+    python -m training.views --data DIR --out FILE.npz
 
 Views are drawn by ``stemma.vision.benign`` with a generator seeded by (seed, photograph's name, number), so that a view
-does not depend on which photographs stand beside it. Features are kept from before any projection: N x per x 1280
-float32, in the split's order of names.
+does not depend on which photographs stand beside it. Everything is taken before any projection, in the split's order of
+names. Cells need views that leave every cell in its place, so they have their own, of the in-place group alone.
+
+Shape letters: N photographs; P views of each; C features; K channels of a cell.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -31,6 +34,7 @@ Picture = NDArray[np.uint8]
 PUBLIC_FILE = "efficientnet_lite0.safetensors"
 SEED = 20261124
 VIEWS_PER_PHOTOGRAPH = 20
+CELL_VIEWS_PER_PHOTOGRAPH = 4
 WORKING_SIDE_PX = 512
 """Queries reach the encoder at working size, and so must these (config: decode.working_side_px)."""
 PROGRESS_EVERY = 25
@@ -108,25 +112,63 @@ def pooled(made: EncoderNetwork, picture: Picture) -> tuple[NDArray[np.float32],
         return pooled_BC[0].numpy(), cells_BCHW[0].flatten(1).T.numpy()
 
 
-def view_features(made: EncoderNetwork, data: Path, names: tuple[str, ...], per: int) -> NDArray[np.float32]:
-    """[N, per, C] of benign views, with a line of progress now and then."""
-    features = np.empty((len(names), per, made.size.features), np.float32)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What benign changes do to the features of the photographs."""
+
+    pooled_NPC: NDArray[np.float32]
+    """Pooled features of the benign views."""
+    cell_noise_KK: NDArray[np.float64]
+    """Mean product of how far in-place changes move the channels of a cell."""
+
+    def save(self, path: Path) -> None:
+        np.savez(path, pooled_NPC=self.pooled_NPC, cell_noise_KK=self.cell_noise_KK)
+
+    @classmethod
+    def load(cls, path: Path, photographs_count: int) -> Features:
+        """Raises ``ValueError`` when the file holds another number of photographs."""
+        with np.load(path, allow_pickle=False) as stored:
+            made = cls(pooled_NPC=stored["pooled_NPC"], cell_noise_KK=stored["cell_noise_KK"])
+        if len(made.pooled_NPC) != photographs_count:
+            raise ValueError(f"{path} holds views of {len(made.pooled_NPC)} photographs, not of {photographs_count}")
+        return made
+
+
+def in_place(picture: Picture, name: str, number: int) -> Picture:
+    """In-place view ``number`` of a photograph: resized, recompressed, disturbed, but nothing has moved."""
+    rng = generator(f"in {name}", number)
+    return at_working_size(benign.render(picture, rng, groups=("in",)).rgb_HWC)
+
+
+def view_features(
+    made: EncoderNetwork,
+    data: Path,
+    names: tuple[str, ...],
+    per: int = VIEWS_PER_PHOTOGRAPH,
+    per_cells: int = CELL_VIEWS_PER_PHOTOGRAPH,
+) -> Features:
+    """The features of all views, with a line of progress now and then."""
+    pooled_NPC = np.empty((len(names), per, made.size.features), np.float32)
+    noise_KK = np.zeros((made.size.cell_channels, made.size.cell_channels))
     for i, (name, picture) in enumerate(zip(names, photographs(data, names), strict=True)):
         for number in range(per):
-            features[i, number] = pooled(made, render(picture, name, number))[0]
+            pooled_NPC[i, number] = pooled(made, render(picture, name, number))[0]
+        clean_MK = pooled(made, picture)[1].astype(np.float64)
+        for number in range(per_cells):
+            moved_MK = pooled(made, in_place(picture, name, number))[1] - clean_MK
+            noise_KK += moved_MK.T @ moved_MK / len(moved_MK)
         if i % PROGRESS_EVERY == 0:
             print(f"{i} of {len(names)} photographs rendered", flush=True)
-    return features
+    return Features(pooled_NPC=pooled_NPC, cell_noise_KK=noise_KK / (len(names) * per_cells))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Render benign views of the 501 and keep their features.")
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="a .npy file")
-    parser.add_argument("--per", type=int, default=VIEWS_PER_PHOTOGRAPH)
+    parser.add_argument("--out", type=Path, required=True, help="a .npz file")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    np.save(args.out, view_features(public_network(args.data), args.data, split_files.load().train, args.per))
+    view_features(public_network(args.data), args.data, split_files.load().train).save(args.out)
     return 0
 
 

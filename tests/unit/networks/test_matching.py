@@ -131,7 +131,7 @@ def test_pairs_equal_the_slow_twin() -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_the_score_is_what_the_map_explains(seed: int) -> None:
-    """Slow twin of the scoring: sum the weights of the pairs that the returned map takes to within one cell."""
+    """Slow twin of the scoring: sum the weights of the pairs that the returned map takes to within the tolerance."""
     original = random_cells(seed)[0]
     query = moved(original, 3, 1, seed=seed + 50)[None]
     one = match(query, original[None])[0]

@@ -35,11 +35,10 @@ def test_steady_components_leave_out_what_changes_move() -> None:
     rng = np.random.default_rng(4)
     clean = rng.normal(size=(300, 6)) * (3, 3, 0.1, 0.1, 0.1, 0.1)
     seen = clean[:, None] + rng.normal(size=(300, 10, 6)) * (2, 0.1, 0.1, 0.1, 0.1, 0.1)
-    _, components = fit.steady_components(clean, seen.astype(np.float32), 2)
+    noise = fit.scatter(seen.astype(np.float32), clean)
+    _, components = fit.steady_components(clean, noise, 2)
     assert abs(components[0, 1]) > 5 * abs(components[0, 0])
     # in the metric of the changes (with their floor) the components are orthonormal
-    moved = (seen - clean[:, None]).reshape(-1, 6)
-    noise = moved.T @ moved / len(moved)
     noise += fit.NOISE_FLOOR * np.trace(noise) / 6 * np.eye(6)
     assert np.allclose(components @ noise @ components.T, np.eye(2), atol=1e-4)
 
@@ -49,7 +48,7 @@ def test_without_noise_steady_components_are_principal_ones() -> None:
     rng = np.random.default_rng(5)
     clean = rng.normal(size=(400, 5)) * (5, 4, 3, 2, 1)
     pushes = np.concatenate([np.eye(5), -np.eye(5)]) * 0.3
-    mean, steady = fit.steady_components(clean, (clean[:, None] + pushes).astype(np.float32), 3)
+    mean, steady = fit.steady_components(clean, fit.scatter((clean[:, None] + pushes).astype(np.float32), clean), 3)
     plain_mean, plain = fit.principal(clean, 3)
     assert np.allclose(mean, plain_mean)
     assert np.allclose(steady / np.linalg.norm(steady, axis=1, keepdims=True), plain, atol=1e-4)
@@ -84,13 +83,14 @@ def test_a_codec_is_fitted_and_found(tmp_path: Path) -> None:
     weights_files.write_card(tmp_path, weights_files.card())
     (tmp_path / weights_files.ENCODER_FILE).write_bytes((source / weights_files.ENCODER_FILE).read_bytes())
     features = np.random.default_rng(0).uniform(0, 2, (501, 1, 1280)).astype(np.float32)
-    np.save(tmp_path / "views.npy", features)
-    fit.fit_codec(tmp_path, tmp_path, tmp_path / "views.npy")
+    stored = tmp_path / "views.npz"
+    views.Features(pooled_NPC=features, cell_noise_KK=np.eye(112)).save(stored)
+    fit.fit_codec(tmp_path, tmp_path, stored)
     files = {path.name for path in weights_files.codec_folder("opq", tmp_path).iterdir()}
     assert files == {"codec.json", "index.faiss"}
-    np.save(tmp_path / "views.npy", features[:7])
+    views.Features(pooled_NPC=features[:7], cell_noise_KK=np.eye(112)).save(stored)
     with pytest.raises(ValueError, match="501"):
-        fit.fit_codec(tmp_path, tmp_path, tmp_path / "views.npy")
+        fit.fit_codec(tmp_path, tmp_path, stored)
 
 
 def test_a_view_does_not_depend_on_the_others() -> None:
@@ -118,3 +118,20 @@ def test_photographs_come_as_rgb_and_a_missing_one_is_named(tmp_path: Path) -> N
     assert one[20, 20, 0] > 200 > 60 > one[20, 20, 2]
     with pytest.raises(ValueError, match=r"blue\.jpg"):
         list(views.photographs(tmp_path, ["blue.jpg"]))
+
+
+def test_the_views_of_a_photograph_move_no_cell(tmp_path: Path) -> None:
+    folder = tmp_path / "photos" / "train"
+    folder.mkdir(parents=True)
+    picture = np.random.default_rng(3).integers(0, 256, (12, 16, 3)).astype(np.uint8)
+    cv2.imwrite(str(folder / "a.png"), cv2.resize(picture, (160, 120), interpolation=cv2.INTER_CUBIC))
+    made = views.view_features(views.network(), tmp_path, ("a.png",), per=2, per_cells=1)
+    assert made.pooled_NPC.shape == (1, 2, 1280) and not np.array_equal(*made.pooled_NPC[0])
+    assert np.allclose(made.cell_noise_KK, made.cell_noise_KK.T) and np.trace(made.cell_noise_KK) > 0
+    made.save(tmp_path / "views.npz")
+    again = views.Features.load(tmp_path / "views.npz", 1)
+    assert np.array_equal(again.pooled_NPC, made.pooled_NPC)
+    assert np.array_equal(again.cell_noise_KK, made.cell_noise_KK)
+    (shown,) = views.photographs(tmp_path, ["a.png"])
+    small = cv2.resize(views.in_place(shown, "a.png", 0), (160, 120), interpolation=cv2.INTER_AREA).astype(float)
+    assert np.corrcoef(small.ravel(), shown.astype(float).ravel())[0, 1] > 0.5
