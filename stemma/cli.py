@@ -38,7 +38,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"stemma: no command {name!r}\n\n{usage()}", file=sys.stderr)
         return 2
     module, _, function = COMMANDS[name][0].partition(":")
-    code: int = getattr(import_module(module), function)(rest)
+    try:
+        code: int = getattr(import_module(module), function)(rest)
+    except KeyboardInterrupt:  # while the command was still being loaded
+        return 130
     return code
 
 

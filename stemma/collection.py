@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pydantic import ValidationError
+
 from stemma.api import Answer, Ask, DeleteResult, ImageRecord, Metadata
 from stemma.catalog.catalog import Catalog
 from stemma.config import Settings, load
@@ -40,6 +42,8 @@ class Collection:
     """
 
     def __init__(self, url: str | Path, settings: Settings) -> None:
+        if "://" in str(url):
+            raise BadRequest("collections on object stores are not supported yet; give a folder", subject=str(url))
         if Path(url).is_file():
             raise BadRequest("a collection is a folder, this is a file", subject=str(url))
         self.url = str(url)
@@ -63,6 +67,8 @@ class Collection:
         """
         if ask is not None and parameters:
             raise BadRequest("give an Ask or its fields, not both", subject="ask")
+        if not isinstance(image, bytes | str | Path):
+            raise BadRequest(f"a picture is its bytes or a path, not {type(image).__name__}", subject="image")
         body = image if isinstance(image, bytes) else read_bounded(Path(image), self.settings.decode.image_bytes_max)
         with self._lock:
             engine = self._engine()
@@ -132,14 +138,15 @@ class Collection:
         metadata: Metadata | Sequence[Metadata] | Mapping[str, Metadata] | None = None,
         image_id: str | None = None,
         replace: bool = False,
+        rejects_more: bool = False,
         progress: Progress | None = None,
     ) -> IngestSummary:
         """Store a folder, files or bytes; returns after the synced commit. Creates the collection where there is none.
 
         Without ``image_id`` a picture is called by the hex SHA-256 of its bytes. The same bytes twice are a duplicate;
         the same id with other bytes is refused unless ``replace``. Bad pictures are items with a reason, and lines of
-        ``rejects.jsonl`` in the collection, never an exception. Raises ``Conflict`` while another process writes or
-        when the collection was made with other weights.
+        ``rejects.jsonl`` in the collection, never an exception; ``rejects_more`` adds to that file instead of beginning
+        it anew. Raises ``Conflict`` while another process writes or when the collection was made with other weights.
         """
         job, sources = sources_of(source, metadata, image_id, self.settings)
         with self._lock:
@@ -153,6 +160,7 @@ class Collection:
                 settings=self.settings,
                 overwrite=replace,
                 rejects_file=None if job == "upload" else Path(self.url, REJECTS),
+                rejects_more=rejects_more,
                 progress=progress,
             )
             self._maintain()
@@ -171,6 +179,7 @@ class Collection:
                 if held is not None:
                     held.close()
             self._runner = self._pool = self._catalog = self._partition = None
+            self._writable = False
 
     def __enter__(self) -> Collection:
         return self
@@ -247,4 +256,9 @@ def _ask(parameters: dict[str, Any]) -> Ask:
     for name in parameters:
         if name not in known:
             raise BadRequest(f"search takes {', '.join(known)}; not {name!r}", subject=name)
-    return Ask(**parameters)
+    try:
+        return Ask(**parameters)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise BadRequest(f"{name}: {first['msg']}, not {first['input']!r}", subject=name) from error

@@ -20,9 +20,10 @@ from stemma.client import Client
 from stemma.collection import Collection
 from stemma.collection import open as open_collection
 from stemma.config import Settings, load
-from stemma.errors import BadRequest, NotFound, StemmaError
+from stemma.errors import BadRequest, Conflict, NotFound, StemmaError
 from stemma.index.segment import verify_segments
 from stemma.ingest import is_collection, walk
+from stemma.query import resolve
 from stemma.report import write_search_report
 from stemma.terminal import VERDICT_STYLES, notes, progress, run
 
@@ -70,10 +71,13 @@ def _ingest(
     """Store pictures in a collection, and create it where there is none. Asking twice stores nothing twice."""
     if collection is None:
         raise BadRequest("say where: --collection DIR", subject="--collection")
+    for path in paths:
+        if not path.exists():
+            raise NotFound("there is no such file or folder", subject=str(path))
     known = _read_metadata(metadata)
     with open_collection(collection, settings=load(config, sets or ())) as target:
-        for path in paths:
-            summary = ingest_with_bar(target, path, known, replace=replace)
+        for number, path in enumerate(paths):
+            summary = ingest_with_bar(target, path, known, replace=replace, rejects_more=number > 0)
             if as_json:
                 print(json.dumps({"path": str(path), **summary}), flush=True)
             else:
@@ -88,13 +92,18 @@ def _ingest(
 
 
 def ingest_with_bar(
-    target: Collection, path: Path, known: dict[str, Metadata] | None = None, *, replace: bool = False
+    target: Collection,
+    path: Path,
+    known: dict[str, Metadata] | None = None,
+    *,
+    replace: bool = False,
+    rejects_more: bool = False,
 ) -> dict[str, Any]:
     """Ingest a folder or a file with a bar on standard error; the summary's counts as plain data."""
     total = sum(1 for _ in walk(path)) if path.is_dir() else 1
     metadata = known if path.is_dir() else (known or {}).get(path.name)
     with progress(f"ingest {path.name}", total) as done:
-        summary = target.ingest(path, metadata=metadata, replace=replace, progress=done)
+        summary = target.ingest(path, metadata=metadata, replace=replace, rejects_more=rejects_more, progress=done)
     return summary.model_dump(exclude={"items"})
 
 
@@ -128,6 +137,9 @@ def _search(
     """
     ask = Ask(k=k, filter=condition, as_of=as_of)
     settings = load(config, sets or ())
+    resolve(ask, settings)  # a fault of the call, not of each picture
+    if report is not None and not report.parent.is_dir():
+        raise NotFound("the report's folder is not there", subject=str(report.parent))
     answers: list[tuple[Path, Answer]] = []
     failed = 0
     with _target(collection, url, settings) as target:
@@ -142,10 +154,10 @@ def _search(
                 continue
             if as_json:
                 print(json.dumps({"query": str(path), **answers[-1][1].model_dump(mode="json")}), flush=True)
+        if not as_json and answers:
+            print_answers(answers)
         if report is not None:
             write_search_report(report, answers, target)
-    if not as_json:
-        print_answers(answers)
     if failed:
         return 2
     return 0 if all(answer.original is not None for _, answer in answers) else 1
@@ -198,7 +210,12 @@ def _ingested(folder: Path, settings: Settings) -> Path:
     if not is_collection(beside) and next(walk(folder), None) is None:
         raise NotFound("this folder has no pictures and is no collection", subject=str(folder))
     with open_collection(beside, settings=settings) as target:
-        ingest_with_bar(target, folder)
+        try:
+            ingest_with_bar(target, folder)
+        except Conflict as error:
+            if not is_collection(beside):
+                raise
+            notes().print(f"{escape(str(beside))} is searched as it is: {escape(error.detail)}", highlight=False)
     return beside
 
 
@@ -215,6 +232,8 @@ def _delete(
         print(result.model_dump_json())
     else:
         print(f"{len(result.deleted)} deleted, {len(result.missing)} not there (version {result.seq})")
+        for image_id in result.missing:
+            notes().print(f"not there: {escape(image_id)}", highlight=False)
     return 1 if result.missing else 0
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from stemma.api import ImageRecord, Metadata
 from stemma.catalog.catalog import Catalog
 from stemma.config import LimitSettings
-from stemma.errors import Unavailable
+from stemma.errors import BadRequest, Unavailable
 from stemma.flow import Encoded, Found, Hit, Pixels, ShardQuery
 from stemma.index.filters import parse
 from stemma.index.merge import merge
@@ -82,6 +82,8 @@ def find_identical(catalog: Catalog, sha256: str, plan: Plan, limits: LimitSetti
     """The live original with these bytes, if it passes the plan's filter; the catalog must be fresh."""
     if plan.min_version is not None and plan.min_version > catalog.seq:
         raise Unavailable(f"version {plan.min_version} is not there yet, {catalog.seq} is", retry_after_s=1.0)
+    if plan.as_of is not None and plan.as_of > catalog.seq:
+        raise BadRequest(f"as_of {plan.as_of} is still to come; the newest version is {catalog.seq}", subject="as_of")
     condition = parse(plan.filter, catalog.columns, limits) if plan.filter else None
     record = catalog.find_sha256(sha256, as_of=plan.as_of)
     if record is None or (condition is not None and condition.evaluate(record.metadata) is not True):

@@ -108,8 +108,10 @@ def sources_of(
         if path.is_dir():
             if image_id is not None:
                 raise BadRequest("image_id belongs to one picture, not to a folder", subject="image_id")
-            return f"folder:{path.resolve()}", _folder(path, metadata or {}, settings)
+            return f"folder:{path.resolve()}", _folder(path, _by_name(metadata or {}), settings)
         return "files", iter([_source(path, path.name, bytes_max, image_id, _only(metadata))])
+    if not isinstance(given, Iterable):
+        raise BadRequest(f"ingest takes a folder, files or bytes, not {type(given).__name__}", subject="source")
     several = list(given)
     if image_id is not None and len(several) != 1:
         raise BadRequest("image_id belongs to one picture", subject="image_id")
@@ -141,12 +143,19 @@ def _source(item: str | Path | bytes, name: str, bytes_max: int, image_id: str |
     return Source(name=name, read=read, image_id=image_id, metadata=metadata)
 
 
-def _folder(root: Path, metadata: object, settings: Settings) -> Iterator[Source]:
+def _by_name(metadata: object) -> Mapping[str, Metadata]:
     if not isinstance(metadata, Mapping):
         raise BadRequest("metadata of a folder is a mapping from relative path to metadata", subject="metadata")
+    for name, known in metadata.items():
+        if not isinstance(known, dict):
+            raise BadRequest(f"the metadata of {name} is a dict, not {known!r}", subject="metadata")
+    return metadata
+
+
+def _folder(root: Path, metadata: Mapping[str, Metadata], settings: Settings) -> Iterator[Source]:
     for path in itertools.islice(walk(root), settings.ingest.folder_images_max):
         name = path.relative_to(root).as_posix()
-        yield _source(path, name, settings.decode.image_bytes_max, None, dict(metadata.get(name, {})))
+        yield _source(path, name, settings.decode.image_bytes_max, None, metadata.get(name, {}))
 
 
 def walk(root: Path) -> Iterator[Path]:
@@ -188,6 +197,7 @@ def ingest_sources(
     settings: Settings,
     overwrite: bool = False,
     rejects_file: Path | None = None,
+    rejects_more: bool = False,
     progress: Progress | None = None,
 ) -> IngestSummary:
     """Store all sources, a synced commit per batch; what is refused is listed and never stops the rest.
@@ -195,7 +205,7 @@ def ingest_sources(
     Idempotent: bytes that are already there are duplicates, so an ingest that was cut off is completed by asking again.
     """
     started = time.monotonic()
-    tally = _Tally(catalog.seq, settings.limits.batch_items_max, rejects_file)
+    tally = _Tally(catalog.seq, settings.limits.batch_items_max, rejects_file, more=rejects_more)
     prepared = _prepare_all(catalog, sources, job=job, decoder=decoder, encoder=encoder)
     try:
         for batch in _batches(prepared, settings.ingest.batch_images):
@@ -270,13 +280,15 @@ def _batches(outcomes: Iterable[Draft | IngestItem], size: int) -> Iterator[list
 class _Tally:
     """Counts items, keeps the first of them, and writes every reject down."""
 
-    def __init__(self, seq: int, items_max: int, rejects_file: Path | None) -> None:
+    def __init__(self, seq: int, items_max: int, rejects_file: Path | None, *, more: bool) -> None:
         self._seq = seq
         self._items_max = items_max
         self._items: list[IngestItem] = []
         self._counts: Counter[ItemStatus] = Counter()
         self._path = rejects_file
-        self._file: TextIO | None = rejects_file.open("w", encoding="utf-8") if rejects_file is not None else None
+        self._file: TextIO | None = None
+        if rejects_file is not None:
+            self._file = rejects_file.open("a" if more else "w", encoding="utf-8")
 
     def add(self, seq: int, items: Sequence[IngestItem]) -> None:
         self._seq = max(self._seq, seq)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from typer.exceptions import TyperException
 
 from stemma.errors import StemmaError
 
+INTERRUPTED = 130
 VERDICT_STYLES = {
     "identical": "green",
     "benign": "green",
@@ -42,15 +45,26 @@ def run(function: Callable[..., int | None], argv: list[str], *, name: str) -> i
         notes().print(f"[red]stemma {name}:[/red] {escape(error.detail)}{escape(where)}", highlight=False)
         return 2
     except typer.Exit as exit_:
-        return exit_.exit_code
+        return _stopped(name) if exit_.exit_code == INTERRUPTED else exit_.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        notes().print(f"[yellow]stemma {name}: stopped[/yellow]")
-        return 130
+        return _stopped(name)
+    except BrokenPipeError:  # whoever read the answers has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        what = f" [{error.filename}]" if error.filename else ""
+        notes().print(f"[red]stemma {name}:[/red] {escape(f'{error.strerror or error}{what}')}", highlight=False)
+        return 2
     except TyperException as error:  # an unknown option, a missing argument, a value of the wrong type
         message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
         notes().print(f"[red]stemma {name}:[/red] {escape(message)}", highlight=False)
         return 2
     return int(code or 0)
+
+
+def _stopped(name: str) -> int:
+    notes().print(f"[yellow]stemma {name}: stopped; what was committed is kept, ask again to complete it[/yellow]")
+    return INTERRUPTED
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,3 +182,76 @@ def test_a_plain_folder_is_ingested_beside_itself(tmp_path: Path, capfd: pytest.
     assert main(["search", str(query), "--collection", str(tmp_path / "pictures.stemma")]) == 1
     assert main(["search", str(tmp_path / "none.jpg"), "--collection", str(tmp_path / "pictures.stemma")]) == 2
     assert main(["fsck", "--collection", str(tmp_path / "pictures.stemma"), "--json"]) == 0
+
+
+def test_a_closed_collection_opens_again_by_itself(tmp_path: Path) -> None:
+    collection = stemma.open(tmp_path / "c.stemma")
+    collection.ingest(encode(scene(1)), image_id="one")
+    collection.close()
+    assert collection.search(encode(scene(1))).verdict == "identical"
+    assert collection.delete("one").deleted == ("one",)
+    collection.close()
+
+
+@pytest.mark.parametrize("parameters", [{"k": "many"}, {"filter": 5}, {"as_of": 99}, {"deadline_ms": -1.0}])
+def test_wrong_parameters_are_ours_to_refuse(collection: Collection, parameters: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest) as refusal:
+        collection.search(encode(scene(0)), **parameters)
+    assert refusal.value.subject == next(iter(parameters))
+
+
+def test_wrong_types_and_places_are_ours_to_refuse(collection: Collection, photos: Path) -> None:
+    wrong: Any = bytearray(b"picture")
+    with pytest.raises(BadRequest):
+        collection.search(wrong)
+    wrong = 5
+    with pytest.raises(BadRequest):
+        collection.ingest(wrong)
+    wrong = {"0.png": 5}
+    with pytest.raises(BadRequest, match=r"0\.png"):
+        collection.ingest(photos, metadata=wrong)
+    with pytest.raises(BadRequest, match="object stores"):
+        stemma.open("s3://bucket/photos")
+
+
+def test_a_call_that_cannot_be_carried_out_says_so_and_leaves_nothing(
+    collection: Collection, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from stemma.cli import main
+
+    nowhere = tmp_path / "none.stemma"
+    assert main(["ingest", str(tmp_path / "nothing"), "--collection", str(nowhere)]) == 2
+    assert not nowhere.exists()
+    query = str(photos / "0.png")
+    assert main(["search", query, "--collection", collection.url, "--report", str(tmp_path / "no" / "x.html")]) == 2
+    assert main(["search", query, query, "--collection", collection.url, "--k", "0"]) == 2
+    assert main(["ingest", query, "--collection", "/proc/none.stemma"]) == 2
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert "Traceback" not in said.err
+    assert "k must be 1 to 100" in said.err
+
+
+def test_rejects_of_all_paths_are_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from stemma.cli import main
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.txt").write_text("no picture")
+    url = tmp_path / "c.stemma"
+    assert main(["ingest", str(tmp_path / "a"), str(tmp_path / "b"), "--collection", str(url)]) == 0
+    assert [json.loads(line)["name"] for line in (url / "rejects.jsonl").read_text().splitlines()] == ["a.txt", "b.txt"]
+
+
+def test_a_folder_whose_collection_is_being_written_is_searched_as_it_is(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from stemma.cli import main
+
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.png").write_bytes(encode(scene(1)))
+    with stemma.open(tmp_path / "photos.stemma") as writer:
+        writer.ingest(tmp_path / "photos")
+        query = str(tmp_path / "photos" / "1.png")
+        assert main(["search", query, "--collection", str(tmp_path / "photos"), "--json"]) == 0
+    assert "as it is" in capfd.readouterr().err
