@@ -24,14 +24,16 @@ from stemma.errors import BadRequest, Unavailable
 from stemma.vision.decode import decode, working_copy
 
 MakeAnswer = Callable[..., Answer]
+ASKED = 60
 
 
 class Fake:
-    """A collection that knows every file's digest, answers by nearest mean colour, and can be told to err."""
+    """A collection that knows every file's digest, answers by nearest hue; its last ``lies`` answers are wrong."""
 
     def __init__(self, make_answer: MakeAnswer, *, lies: int = 0) -> None:
         self.make_answer = make_answer
         self.lies = lies
+        self.asked = 0
         self.bodies: dict[str, bytes] = {}
         self.records: list[ImageRecord] = []
         self.closed = False
@@ -68,8 +70,8 @@ class Fake:
     def search(self, image: bytes, ask: Ask | None = None) -> Answer:
         hue = _hue(image)
         near = sorted(self.bodies, key=lambda image_id: abs(_hue(self.bodies[image_id]) - hue))
-        if self.lies > 0:
-            self.lies -= 1
+        self.asked += 1
+        if self.asked > ASKED - self.lies:
             near = near[::-1]
         return self.make_answer(near, found=_hue(image) < 170)
 
@@ -95,7 +97,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, photos: Path, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Run the demo on three pictures; ``lies`` served answers are wrong."""
+    """Run the demo on three pictures; the last ``lies`` served answers are wrong."""
     # Only colours that the fake can tell apart are asked about; the real questions have their own tests.
     monkeypatch.setattr(room, "questions", lambda originals, _: [_ask_for(each) for each in originals] * 20)
 

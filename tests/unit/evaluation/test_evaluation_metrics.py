@@ -70,6 +70,10 @@ def test_recall_grows_with_depth_and_counts_what_is_not_listed(ranks: list[int |
     assert shares[2] == share_of(rank in range(1, 101) for rank in ranks)
 
 
+def test_the_last_place_of_a_depth_counts() -> None:
+    assert recall_at(10, [10, 11, None, 1]).share == 0.5
+
+
 def test_places_count_from_one() -> None:
     assert [rank_of(name, ["a", "b", "a"]) for name in ("a", "b", "c")] == [1, 2, None]
     for k, ranks in ((0, [1]), (1, [0])):
