@@ -37,9 +37,10 @@ QUERIES = {"benign": 3, "manip": 1, "both": 3}
 """Queries of each photograph by kind, in the proportions that they are asked in."""
 DONORS = 8
 STRANGERS_SHARE_MAX = 0.003
-MISSED_SHARE_MAX = 0.02
+MISSED_SHARE_MAX = 0.0125
 """The threshold lies midway between the lowest that so few stranger queries pass and the highest that misses so few of
-the others, to leave both a margin on photographs not seen: strangers come in clusters, by photograph."""
+the others, to leave both a margin on photographs not seen: strangers come in clusters, by photograph. Textures and dark
+skies, which the calibration photographs lack and the demo has, match lower: at 2% missed (23.5) the demo lost two."""
 THRESHOLD_STEP = 0.5
 PROBABILITY_MAX = 0.999
 NEWTON_STEPS = 50
