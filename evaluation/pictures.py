@@ -39,8 +39,6 @@ class Photograph:
     package: str
     file: str
     credit: str
-    material: bool = False
-    """A plain surface, all of whose parts look alike: the hardest thing there is to verify by local geometry."""
 
     def path(self) -> Path:
         """Where it lies. Raises ``NotFound`` when the package is not installed or does not carry it."""
@@ -55,20 +53,20 @@ class Photograph:
         return path
 
 
-def _skimage(file: str, credit: str, *, material: bool = False) -> Photograph:
-    return Photograph(package="skimage", file=file, credit=credit, material=material)
+def _skimage(file: str, credit: str) -> Photograph:
+    return Photograph(package="skimage", file=file, credit=credit)
 
 
 PHOTOGRAPHS: tuple[Photograph, ...] = (
     _skimage("astronaut.png", "NASA, no known copyright restrictions"),
-    _skimage("brick.png", "CC0, CC0Textures", material=True),
+    _skimage("brick.png", "CC0, CC0Textures"),
     _skimage("camera.png", "CC0, Lav Varshney"),
     _skimage("chelsea.png", "CC0, Stefan van der Walt"),
     _skimage("clock_motion.png", "public domain, Stefan van der Walt"),
     _skimage("coffee.png", "CC0, Rachel Michetti"),
     _skimage("coins.png", "Brooklyn Museum, no known copyright restrictions"),
-    _skimage("grass.png", "CC0, linolafett", material=True),
-    _skimage("gravel.png", "CC0, CC0Textures", material=True),
+    _skimage("grass.png", "CC0, linolafett"),
+    _skimage("gravel.png", "CC0, CC0Textures"),
     _skimage("hubble_deep_field.jpg", "NASA, public domain"),
     _skimage("ihc.png", "CMMI, no known copyright restrictions"),
     _skimage("moon.png", "NASA, no known copyright restrictions"),
