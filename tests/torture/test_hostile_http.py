@@ -42,6 +42,9 @@ def _the_replica_lives(server: Any, api: httpx.Client, good_jpeg: bytes) -> Iter
     assert api.post("/v1/search", content=good_jpeg).status_code == 200
 
 
+ASKED_MAX = 10
+
+
 def code_of(response: httpx.Response) -> str:
     if response.is_success:
         return "decoded"
@@ -52,10 +55,19 @@ def code_of(response: httpx.Response) -> str:
     return str(document["code"])
 
 
+def posted(api: httpx.Client, body: bytes) -> httpx.Response:
+    """The answer to a search; a busy machine may say 503 for a moment, as the contract allows, and is asked again."""
+    for _ in range(ASKED_MAX):
+        response = api.post("/v1/search", content=body)
+        if response.status_code != 503:
+            break
+    return response
+
+
 def test_every_hostile_picture_has_its_code(api: httpx.Client, hostile_corpus: Any) -> None:
     wrong = []
     for case in hostile_corpus:
-        asked = code_of(api.post("/v1/search", content=case.body))
+        asked = code_of(posted(api, case.body))
         if asked != case.expect:
             wrong.append((case.number, case.name, case.expect, asked))
     assert not wrong
