@@ -106,6 +106,19 @@ class EncoderSettings(Section):
     batch_images_max: int = Field(16, ge=1, description="pictures encoded in one call")
 
 
+class ComparatorSettings(Section):
+    """The comparator that re-ranks a shortlist and shows what was changed."""
+
+    size: Literal["starter", "paper"] = Field("starter", description="which networks")
+    weights: str | None = Field(None, description="folder of weights; null: those shipped")
+    device: str = Field("cpu", description="cpu or cuda")
+    replicas: int = Field(1, ge=1, description="comparator replicas on Serve")
+    gpus_per_replica: float = Field(0.0, ge=0, description="num_gpus of one replica")
+    batch_pairs_max: int = Field(4, ge=1, description="candidates compared before the next are decided on")
+    rerank: int = Field(8, ge=0, description="candidates compared at most, when the caller does not say")
+    flow: bool = Field(True, description="align by optical flow where nothing cheaper fits")
+
+
 class ClusterSettings(Section):
     """Timing and copies of the Ray cluster. Ray notices a lost node after 14 s; these deadlines are ours."""
 
@@ -153,6 +166,7 @@ class Settings(BaseSettings):
     search: SearchSettings = SearchSettings()
     ingest: IngestSettings = IngestSettings()
     encoder: EncoderSettings = EncoderSettings()
+    comparator: ComparatorSettings = ComparatorSettings()
     cluster: ClusterSettings = ClusterSettings()
     serve: ServeSettings = ServeSettings()
 

@@ -1,4 +1,5 @@
-"""The arrows between rooms, one type each: upload -> Pixels -> Encoded -> HostReply of Hits -> Found -> Answer.
+"""The arrows between rooms, one type each: upload -> Pixels -> Encoded -> HostReply of Hits -> Found -> Pairings ->
+Judged -> Answer.
 
 Shape letters: H, W pixels; C channels; V views (0 upright, 1 mirrored; originals keep the upright one alone);
 D embedding (256); N cells (14 x 14 = 196, row-major); F features of a cell (32).
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 Bytes3 = NDArray[np.uint8]
 Int8 = NDArray[np.int8]
+Float = NDArray[np.float32]
 
 EMBEDDING_DIM = 256
 CELL_GRID = 14
@@ -148,3 +150,33 @@ class Found:
     codec: str
     notes: tuple[str, ...] = ()
     timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairing:
+    """One candidate as the comparator takes it, beside a query."""
+
+    original: bytes
+    """Working copy, JPEG."""
+    affine: tuple[float, ...] | None = None
+    """See ``Hit.affine``; None where nothing was verified."""
+    mirrored: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What the comparator says of one pair; everything in the query's frame. R, C rows and columns, long side 56."""
+
+    benign: float
+    manipulated: float
+    distinct: float
+    """Calibrated probabilities, sum 1."""
+    heatmap_RC: Float
+    """Probability of manipulation, absolute, 0 outside the overlap."""
+    transform: tuple[tuple[float, float, float], ...] | None
+    """3 x 3, query pixels (working size) to working-copy pixels; None when nothing aligned."""
+    mirrored: bool
+    correlation: float
+    """Of the alignment, -1 to 1."""
+    grid_RC: Float
+    """DIC's own 7 x 7 map, divided by its maximum, bicubic (docs/papers.md 1.3); for the paper's tables."""
