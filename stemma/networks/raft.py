@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stemma.errors import Corrupt, NotFound
+from stemma.errors import Corrupt
+from stemma.networks import weights
 
 SIDE_PX_MIN = 128
 STRIDE = 8
@@ -47,22 +48,20 @@ class DenseFlow(nn.Module):
         return flow_B2HW
 
 
-def load_small(path: Path, *, updates: int) -> DenseFlow:
-    """RAFT-small from a safetensors file in torchvision's layout, for inference.
+def load_shipped(folder: str | Path | None = None, *, updates: int = UPDATES_PAPER) -> DenseFlow:
+    """The flow of the weights in ``folder`` (``None``: the shipped RAFT-small), for inference.
 
-    Raises ``NotFound`` where there is no file, ``Corrupt`` when its tensors are not RAFT-small's.
+    Raises ``NotFound`` where there is none, ``Corrupt`` when it is not the card's, or the card's is no RAFT.
     """
-    from safetensors.torch import load
-
+    card, tensors = weights.read_flow(folder)
+    subject = str(weights.resolve(folder) / weights.FLOW_FILE)
+    if card.size not in ("small", "large"):
+        raise Corrupt(f"there is no RAFT of size {card.size!r}", subject=subject)
+    flow = DenseFlow("small" if card.size == "small" else "large", updates=updates)
     try:
-        tensors = load(path.read_bytes())
-    except FileNotFoundError as error:
-        raise NotFound("no RAFT weights; give the development data's weights folder", subject=str(path)) from error
-    flow = DenseFlow("small", updates=updates)
-    try:
-        flow.net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        flow.net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
     except RuntimeError as error:
-        raise Corrupt(f"these are not RAFT-small's tensors: {error}", subject=str(path)) from error
+        raise Corrupt(f"these are not the tensors of RAFT {card.size}: {error}", subject=subject) from error
     return flow.eval().requires_grad_(False)
 
 

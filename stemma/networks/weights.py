@@ -1,7 +1,9 @@
-"""Weights: a folder with ``encoder.safetensors``, ``card.json`` and codecs, known by the digest of the network file.
+"""Weights: a folder of networks, each a safetensors file with a card that holds its digest, and codecs.
 
-The digest covers the tensors and the two quantisation scales, that is everything which decides what a stored row means.
-The thresholds and figures on the card may be fitted anew without making a collection's rows foreign.
+``encoder.safetensors`` with ``card.json``, ``comparator.safetensors`` with ``comparator.json``, ``flow.safetensors``
+with ``flow.json``. A collection is known by the digest of its encoder alone: it covers the tensors and the two
+quantisation scales, that is everything which decides what a stored row means. The thresholds and figures on the cards
+may be fitted anew, and the comparator replaced, without making a collection's rows foreign.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +26,12 @@ SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 DEFAULT = "starter"
 CARD_FILE = "card.json"
 ENCODER_FILE = "encoder.safetensors"
+COMPARATOR_CARD_FILE = "comparator.json"
+COMPARATOR_FILE = "comparator.safetensors"
+FLOW_CARD_FILE = "flow.json"
+FLOW_FILE = "flow.safetensors"
 CODEC_FOLDER = "codec"
+SIDE_STEP_PX = 16
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -66,40 +73,119 @@ class Card:
         return p0 + (p1 - p0) * (score - x0) / (x1 - x0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparatorCard:
+    """What is known of a comparator's weights; ``comparator.json`` holds these fields."""
+
+    name: str
+    size: str
+    """``starter`` or ``paper``."""
+    digest: str
+    """Hex SHA-256 of ``comparator.safetensors``."""
+    temperature: float
+    """The logits are divided by it before the softmax."""
+    margin: float
+    """A found original whose |P(manip) - P(benign)| is less than this share of their sum is inconclusive."""
+    distinct_min: float
+    """A candidate whose P(distinct) is at least this is no original."""
+    heatmap_min: float
+    """Probability from which on a place of the heatmap is called changed (regions, IoU)."""
+    side_px: int = 160
+    """Square in which a pair is compared: the one that it was trained at."""
+    what: str = ""
+    data: str = ""
+    command: str = ""
+    seed: int = 0
+    licences: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"the temperature is {self.temperature}, not above 0")
+        if self.side_px <= 0 or self.side_px % SIDE_STEP_PX:
+            raise ValueError(f"side_px is {self.side_px}, no multiple of {SIDE_STEP_PX}")
+        for name in ("margin", "distinct_min", "heatmap_min"):
+            share = getattr(self, name)
+            if not isinstance(share, (int, float)) or not 0 <= share <= 1:
+                raise ValueError(f"{name} is {share}, not within 0..1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowCard:
+    """What is known of the dense flow's weights; ``flow.json`` holds these fields."""
+
+    name: str
+    size: str
+    """``small`` or ``large``: which RAFT."""
+    digest: str
+    """Hex SHA-256 of ``flow.safetensors``."""
+    what: str = ""
+    origin: str = ""
+    licences: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+AnyCard = TypeVar("AnyCard", Card, ComparatorCard, FlowCard)
+
+
 def card(folder: str | Path | None = None) -> Card:
-    """The card of the weights in ``folder``; ``None`` means those shipped.
+    """The encoder's card of the weights in ``folder``; ``None`` means those shipped.
 
     Raises ``NotFound`` where there is no card, ``Corrupt`` for one that cannot be read.
     """
-    path = resolve(folder) / CARD_FILE
+    return _read_card(resolve(folder) / CARD_FILE, Card)
+
+
+def comparator_card(folder: str | Path | None = None) -> ComparatorCard:
+    """The comparator's card of the weights in ``folder``; raises as ``card`` does."""
+    return _read_card(resolve(folder) / COMPARATOR_CARD_FILE, ComparatorCard)
+
+
+def flow_card(folder: str | Path | None = None) -> FlowCard:
+    """The flow's card of the weights in ``folder``; raises as ``card`` does."""
+    return _read_card(resolve(folder) / FLOW_CARD_FILE, FlowCard)
+
+
+def _read_card(path: Path, kind: type[AnyCard]) -> AnyCard:
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise NotFound(f"no weights in {path.parent}: it has no {CARD_FILE}", subject=str(path.parent)) from error
+        raise NotFound(f"no such weights in {path.parent}: it has no {path.name}", subject=str(path.parent)) from error
     except (OSError, ValueError) as error:
         raise Corrupt(f"the card cannot be read: {error}; take the folder anew", subject=str(path)) from error
-    return _parse(body, path)
-
-
-def _parse(body: Any, path: Path) -> Card:
-    known = {entry.name for entry in fields(Card)}
+    known = {entry.name for entry in fields(kind)}
     try:
         extra = sorted(set(body) - known)
         if extra:
             raise ValueError(f"unknown fields {', '.join(extra)}")
-        points = tuple((float(score), float(probability)) for score, probability in body["calibration"])
-        if any(a[0] >= b[0] or a[1] > b[1] for a, b in itertools.pairwise(points)):
-            raise ValueError("the calibration does not rise")
-        lists = {name: tuple(body.get(name, ())) for name in ("licences", "limits")}
-        return Card(**{**body, **lists, "calibration": points})
+        lists: dict[str, Any] = {name: tuple(body.get(name, ())) for name in ("licences", "limits")}
+        if kind is Card:
+            lists["calibration"] = _points(body["calibration"])
+        return kind(**{**body, **lists})
     except (TypeError, ValueError, KeyError) as error:
         raise Corrupt(f"the card does not fit this version: {error}", subject=str(path)) from error
 
 
-def write_card(folder: Path, entry: Card) -> None:
-    """Write ``card.json``; figures and lists stay readable by a person."""
+def _points(rows: Any) -> tuple[tuple[float, float], ...]:
+    points = tuple((float(score), float(probability)) for score, probability in rows)
+    if any(a[0] >= b[0] or a[1] > b[1] for a, b in itertools.pairwise(points)):
+        raise ValueError("the calibration does not rise")
+    return points
+
+
+def write_card(folder: Path, entry: Card | ComparatorCard | FlowCard) -> None:
+    """Write the card's own file into ``folder``; figures and lists stay readable by a person."""
     text = json.dumps(asdict(entry), indent=1, ensure_ascii=False)
-    (folder / CARD_FILE).write_text(text + "\n", encoding="utf-8")
+    (folder / _CARD_FILES[type(entry)]).write_text(text + "\n", encoding="utf-8")
+
+
+_CARD_FILES: dict[type[Any], str] = {
+    Card: CARD_FILE,
+    ComparatorCard: COMPARATOR_CARD_FILE,
+    FlowCard: FLOW_CARD_FILE,
+}
 
 
 def resolve(folder: str | Path | None) -> Path:
@@ -133,20 +219,40 @@ def read_tensors(folder: str | Path | None = None) -> tuple[Card, Tensors]:
 
     Raises ``NotFound``, and ``Corrupt`` when the file is not the one the card describes.
     """
+    entry = card(folder)
+    return entry, _read_file(resolve(folder) / ENCODER_FILE, entry.digest)
+
+
+def read_comparator(folder: str | Path | None = None) -> tuple[ComparatorCard, Tensors]:
+    """The card and every tensor of ``comparator.safetensors``; as ``read_tensors``."""
+    entry = comparator_card(folder)
+    return entry, _read_file(resolve(folder) / COMPARATOR_FILE, entry.digest)
+
+
+def read_flow(folder: str | Path | None = None) -> tuple[FlowCard, Tensors]:
+    """The card and every tensor of ``flow.safetensors``, under torchvision's names; as ``read_tensors``."""
+    entry = flow_card(folder)
+    return entry, _read_file(resolve(folder) / FLOW_FILE, entry.digest)
+
+
+def _read_file(path: Path, digest: str) -> Tensors:
     # a query that never encodes (``stemma status``) must not pay for this import
+    from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    entry, path = card(folder), resolve(folder) / ENCODER_FILE
     try:
         body = path.read_bytes()
     except FileNotFoundError as error:
-        raise NotFound(f"the weights have a card but no {ENCODER_FILE}", subject=str(path)) from error
-    if digest_of(body) != entry.digest:
+        raise NotFound(f"the weights have a card but no {path.name}", subject=str(path)) from error
+    if digest_of(body) != digest:
         raise Corrupt(
-            f"{ENCODER_FILE} is {digest_of(body)[:12]}, its card says {entry.digest[:12]}; take the folder anew",
+            f"{path.name} is {digest_of(body)[:12]}, its card says {digest[:12]}; take the folder anew",
             subject=str(path),
         )
-    return entry, {name: _widen(tensor) for name, tensor in load(body).items()}
+    try:
+        return {name: _widen(tensor) for name, tensor in load(body).items()}
+    except SafetensorError as error:
+        raise Corrupt(f"{path.name} is no safetensors file: {error}", subject=str(path)) from error
 
 
 def _widen(tensor: NDArray[Any]) -> NDArray[Any]:
@@ -155,15 +261,37 @@ def _widen(tensor: NDArray[Any]) -> NDArray[Any]:
 
 def write_tensors(folder: Path, tensors: Tensors, *, embedding_scale: float, cells_scale: float) -> str:
     """Write ``encoder.safetensors`` and return its digest; the scales go into its header, under the digest."""
+    scales = {"embedding_scale": repr(embedding_scale), "cells_scale": repr(cells_scale)}
+    return _write_file(folder / ENCODER_FILE, tensors, scales)
+
+
+def write_comparator(folder: Path, tensors: Tensors) -> str:
+    """Write ``comparator.safetensors`` as it is given (float16 ships) and return its digest for the card."""
+    return _write_file(folder / COMPARATOR_FILE, tensors)
+
+
+def write_flow(folder: Path, tensors: Tensors) -> str:
+    """Write ``flow.safetensors``, names as torchvision's, and return its digest for the card."""
+    return _write_file(folder / FLOW_FILE, tensors)
+
+
+def _write_file(path: Path, tensors: Tensors, header: dict[str, str] | None = None) -> str:
     from safetensors.numpy import save
 
-    scales = {"embedding_scale": repr(embedding_scale), "cells_scale": repr(cells_scale)}
     # safetensors writes an array's memory as it lies: a transposed one would come back scrambled, without a word
-    rows = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
-    body = save(rows, metadata=scales)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ENCODER_FILE).write_bytes(body)
+    rows = {name: np.asarray(tensor, order="C") for name, tensor in sorted(tensors.items())}
+    body = save(rows, metadata=header)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(body)
     return digest_of(body)
+
+
+def narrow(tensors: Mapping[str, NDArray[Any]]) -> Tensors:
+    """Floats as float16, which is what ships; counters stay as they are."""
+    return {
+        name: tensor.astype(np.float16) if np.issubdtype(tensor.dtype, np.floating) else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def digest_of(body: bytes) -> str:

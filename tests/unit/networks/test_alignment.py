@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stemma.errors import Corrupt, NotFound
 from stemma.networks import raft
 from stemma.networks.alignment import Aligner, AlignmentSettings, coarse, fit_flow, lay, to_square
 from stemma.vision import geometry
@@ -229,18 +226,11 @@ def test_dewarping_is_differentiable_in_the_flow() -> None:
     assert torch.autograd.gradcheck(lambda flow: raft.dewarp(query_BCHW, flow).sum(), flow_B2HW, fast_mode=True)
 
 
-def test_flow_networks_refuse_what_raft_cannot_take(tmp_path: Path) -> None:
+def test_flow_networks_refuse_what_raft_cannot_take() -> None:
     with torch.device("meta"):
         flow = raft.DenseFlow("small", updates=1)
         with pytest.raises(ValueError, match="multiples of 8"):
             flow(torch.zeros(1, 3, 100, 128), torch.zeros(1, 3, 100, 128))
-    with pytest.raises(NotFound):
-        raft.load_small(tmp_path / "none.safetensors", updates=1)
-    from safetensors.torch import save_file
-
-    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(Corrupt):
-        raft.load_small(tmp_path / "other.safetensors", updates=1)
 
 
 def test_raft_comes_in_both_sizes_as_published() -> None:
