@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from stemma.api import Answer, Ask, DeleteResult, ImageRecord, Metadata
+from stemma.api import Answer, Ask, Comparison, DeleteResult, ImageRecord, Metadata
 from stemma.catalog.catalog import Catalog
 from stemma.config import Settings, load
-from stemma.embedded import EmbeddedDecoder, EmbeddedEncoder, EmbeddedShards, named_record
+from stemma.embedded import (
+    EmbeddedComparator,
+    EmbeddedDecoder,
+    EmbeddedEncoder,
+    EmbeddedShards,
+    NoShards,
+    named_record,
+)
 from stemma.errors import BadRequest, NotFound
 from stemma.index.choice import codec_of, codec_wanted
 from stemma.index.partition import Partition
 from stemma.index.seal import maintain
 from stemma.ingest import REJECTS, IngestSummary, Progress, ingest_sources, is_collection, read_bounded, sources_of
+from stemma.networks.comparing import Comparator
 from stemma.networks.encoder import Encoder
 from stemma.networks.weights import Card, card
-from stemma.query import Engine, answer
+from stemma.query import Engine, Shards, answer
+from stemma.query import compare as compare_pair
 from stemma.vision.decode import DecodePool
+
+
+T = TypeVar("T")
 
 
 def open(url: str | Path, *, settings: Settings | None = None) -> Collection:
@@ -54,6 +66,7 @@ class Collection:
         self._writable = False
         self._partition: Partition | None = None
         self._encoder: Encoder | None = None
+        self._comparator: Comparator | None = None
         self._pool: DecodePool | None = None
         self._runner: asyncio.Runner | None = None
 
@@ -67,13 +80,40 @@ class Collection:
         """
         if ask is not None and parameters:
             raise BadRequest("give an Ask or its fields, not both", subject="ask")
+        body = self._body(image)
+        with self._lock:
+            return self._run(answer(body, ask or _ask(parameters), self._engine(self._shards())))
+
+    def compare(
+        self,
+        query: bytes | str | Path,
+        original: bytes | str | Path | None = None,
+        *,
+        original_id: str | None = None,
+        deadline_ms: float | None = None,
+    ) -> Comparison:
+        """What was changed in ``query`` against one original: a picture's bytes or path, or a stored one's id.
+
+        Needs no collection unless ``original_id`` names one of its images. Raises as ``search``, and ``NotFound`` for
+        an id that is not there.
+        """
+        if (original is None) == (original_id is None):
+            raise BadRequest("give an original or the id of a stored one", subject="original")
+        body = self._body(query)
+        other = self._body(original) if original is not None else original_id
+        assert other is not None
+        with self._lock:
+            shards = self._shards() if isinstance(other, str) else NoShards()
+            return self._run(compare_pair(body, other, self._engine(shards), deadline_ms=deadline_ms))
+
+    def _body(self, image: bytes | str | Path) -> bytes:
         if not isinstance(image, bytes | str | Path):
             raise BadRequest(f"a picture is its bytes or a path, not {type(image).__name__}", subject="image")
-        body = image if isinstance(image, bytes) else read_bounded(Path(image), self.settings.decode.image_bytes_max)
-        with self._lock:
-            engine = self._engine()
-            self._runner = self._runner or asyncio.Runner()
-            return self._runner.run(answer(body, ask or _ask(parameters), engine))
+        return image if isinstance(image, bytes) else read_bounded(Path(image), self.settings.decode.image_bytes_max)
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        self._runner = self._runner or asyncio.Runner()
+        return self._runner.run(work)
 
     def get(self, image_id: str, *, as_of: int | None = None) -> ImageRecord:
         """What is known of one original. Raises ``NotFound``."""
@@ -240,13 +280,18 @@ class Collection:
         self._pool = self._pool or DecodePool(self.settings.decode)
         return self._pool
 
-    def _engine(self) -> Engine:
-        partition = self._search()
+    def _shards(self) -> EmbeddedShards:
+        return EmbeddedShards(self._read(), self._search(), self.settings.limits)
+
+    def _engine(self, shards: Shards) -> Engine:
+        comparator = self._comparator = self._comparator or Comparator.load(self.settings.comparator)
         return Engine(
             decoder=EmbeddedDecoder(self._decoders()),
             encoder=EmbeddedEncoder(self._networks()),
-            shards=EmbeddedShards(self._read(), partition, self.settings.limits),
+            shards=shards,
+            comparator=EmbeddedComparator(comparator),
             card=self._card,
+            comparator_card=comparator.card,
             settings=self.settings,
         )
 

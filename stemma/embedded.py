@@ -9,11 +9,12 @@ from dataclasses import replace
 from stemma.api import ImageRecord, Metadata
 from stemma.catalog.catalog import Catalog
 from stemma.config import LimitSettings
-from stemma.errors import BadRequest, Unavailable
-from stemma.flow import Encoded, Found, Hit, Pixels, ShardQuery
+from stemma.errors import BadRequest, NotFound, Unavailable
+from stemma.flow import Encoded, Found, Hit, Judged, Pairing, Pixels, ShardQuery
 from stemma.index.filters import parse
 from stemma.index.merge import merge
 from stemma.index.partition import Partition
+from stemma.networks.comparing import Comparator
 from stemma.networks.encoder import Encoder
 from stemma.query import Plan
 from stemma.vision.decode import DecodePool
@@ -39,6 +40,16 @@ class EmbeddedEncoder:
 
     async def encode(self, pixels: Pixels, *, mirrored: bool) -> Encoded:
         return self._encoder.encode(pixels.rgb_HWC, mirrored=mirrored)
+
+
+class EmbeddedComparator:
+    """Compares in the calling thread."""
+
+    def __init__(self, comparator: Comparator) -> None:
+        self._comparator = comparator
+
+    async def compare(self, query: Pixels, pairings: Sequence[Pairing]) -> list[Judged]:
+        return self._comparator.compare(query.rgb_HWC, pairings)
 
 
 class EmbeddedShards:
@@ -77,6 +88,37 @@ class EmbeddedShards:
         """See ``Shards.metadata``."""
         return named_metadata(self._catalog, rows)
 
+    async def pixels(self, rows: Sequence[int]) -> list[bytes]:
+        """See ``Shards.pixels``."""
+        return working_copies(self._catalog, rows)
+
+    async def stored(self, image_id: str) -> tuple[ImageRecord, bytes]:
+        """See ``Shards.stored``."""
+        self._catalog.refresh()
+        return stored(self._catalog, image_id)
+
+
+class NoShards:
+    """For comparing two given pictures: there is no collection, and nothing asks for one."""
+
+    async def search(self, query: ShardQuery, deadline_ms: float) -> Found:
+        raise self._missing()
+
+    async def identical(self, sha256: str, plan: Plan) -> Found | None:
+        raise self._missing()
+
+    async def metadata(self, rows: Sequence[int]) -> list[Metadata]:
+        raise self._missing()
+
+    async def pixels(self, rows: Sequence[int]) -> list[bytes]:
+        raise self._missing()
+
+    async def stored(self, image_id: str) -> tuple[ImageRecord, bytes]:
+        raise self._missing()
+
+    def _missing(self) -> NotFound:
+        return NotFound("two pictures are compared without any collection")
+
 
 def find_identical(catalog: Catalog, sha256: str, plan: Plan, limits: LimitSettings) -> Found | None:
     """The live original with these bytes, if it passes the plan's filter; the catalog must be fresh."""
@@ -99,6 +141,17 @@ def find_identical(catalog: Catalog, sha256: str, plan: Plan, limits: LimitSetti
         nprobe=0,
         codec="exact",
     )
+
+
+def working_copies(catalog: Catalog, rows: Sequence[int]) -> list[bytes]:
+    """Working copies in the order asked, also of rows that were deleted meanwhile."""
+    copies: list[bytes] = catalog.read(rows, ["pixels"])["pixels"] if rows else []
+    return copies
+
+
+def stored(catalog: Catalog, image_id: str) -> tuple[ImageRecord, bytes]:
+    """The record and working copy of a live original; the catalog must be fresh. Raises ``NotFound``."""
+    return catalog.record(image_id), catalog.pixels(image_id)
 
 
 def named_metadata(catalog: Catalog, rows: Sequence[int]) -> list[Metadata]:

@@ -171,6 +171,8 @@ class Judged:
     manipulated: float
     distinct: float
     """Calibrated probabilities, sum 1."""
+    logits: tuple[float, float, float]
+    """What they were made of, in the same order; calibration is fitted on these."""
     heatmap_RC: Float
     """Probability of manipulation, absolute, 0 outside the overlap."""
     transform: tuple[tuple[float, float, float], ...] | None

@@ -1,4 +1,4 @@
-"""The way of a query, top to bottom: look up, decode, encode, search, verify, decide, answer.
+"""The way of a query, top to bottom: look up, decode, encode, search, verify, compare, decide, answer.
 
 ``answer`` is the whole of it for one picture, over the protocols below. Embedded ones (``stemma/embedded.py``) compute
 in the calling thread; served ones (``serving/engine.py``) coalesce concurrent calls behind the ``await``. Both give
@@ -10,19 +10,22 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from stemma.api import Answer, Ask, Candidate, Coverage, Metadata, Used, Verdict, Versions
+from stemma import verdict
+from stemma.api import Answer, Ask, Candidate, Comparison, Coverage, ImageRecord, Metadata, Used, Versions
 from stemma.config import Settings
-from stemma.errors import BadRequest, DeadlineExceeded, TooLarge
-from stemma.flow import Encoded, Found, Hit, Pixels, ShardQuery
-from stemma.networks.weights import Card
+from stemma.errors import BadRequest, DeadlineExceeded, StemmaError, TooLarge, Unavailable
+from stemma.flow import Encoded, Found, Hit, Judged, Pairing, Pixels, ShardQuery
+from stemma.networks.matching import match
+from stemma.networks.weights import Card, ComparatorCard
+from stemma.verdict import Decision, Rules
+from stemma.vision.decode import read_working_copy, working_copy
 
-NOT_COMPARED = "the original was found, but this version does not yet compare: what was changed in it is not known"
-FEATURELESS = "the picture has nothing in it to recognise, so no answer can be trusted"
+UNREACHABLE = "no comparator answered"
 
 
 class Decoder(Protocol):
@@ -53,6 +56,20 @@ class Shards(Protocol):
         """
         ...
 
+    async def pixels(self, rows: Sequence[int]) -> list[bytes]:
+        """Working copies (JPEG) by row, in order."""
+        ...
+
+    async def stored(self, image_id: str) -> tuple[ImageRecord, bytes]:
+        """A live original and its working copy. Raises ``NotFound``."""
+        ...
+
+
+class Comparator(Protocol):
+    async def compare(self, query: Pixels, pairings: Sequence[Pairing]) -> list[Judged]:
+        """The query with each of some originals, in order. Raises ``Unavailable`` where no comparator answers."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
@@ -61,8 +78,14 @@ class Engine:
     decoder: Decoder
     encoder: Encoder
     shards: Shards
+    comparator: Comparator
     card: Card
+    comparator_card: ComparatorCard
     settings: Settings
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(match=self.card, comparator=self.comparator_card)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,21 +94,11 @@ class Plan:
 
     k: int
     nprobe: int
+    rerank: int
     filter: str | None
     as_of: int | None
     min_version: int | None
     deadline_ms: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """The verdict on one picture."""
-
-    verdict: Verdict
-    confidence: float
-    original: bool = False
-    """The first candidate is the original."""
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -108,7 +121,9 @@ class Stages:
         try:
             yield
         finally:
-            self.timings_ms[name] = round(1e3 * (time.monotonic() - begun), 3)
+            spent_ms = 1e3 * (time.monotonic() - begun)
+            # a stage may come again: candidates are compared in several rounds
+            self.timings_ms[name] = round(self.timings_ms.get(name, 0.0) + spent_ms, 3)
 
 
 async def answer(image: bytes, ask: Ask, engine: Engine, *, query_id: str | None = None) -> Answer:
@@ -118,19 +133,15 @@ async def answer(image: bytes, ask: Ask, engine: Engine, *, query_id: str | None
     ``DeadlineExceeded`` and ``Unavailable``. A partial search is an answer with ``coverage.complete = False``.
     """
     plan = resolve(ask, engine.settings)
-    if len(image) > engine.settings.decode.image_bytes_max:
-        raise TooLarge(
-            f"a picture may have {engine.settings.decode.image_bytes_max} bytes (decode.image_bytes_max), "
-            f"this one has {len(image)}"
-        )
+    _bounded(image, engine.settings)
     query_id = query_id or uuid.uuid4().hex
     stages = Stages(plan.deadline_ms)
 
     with stages.stage("identity"):
         identical = await engine.shards.identical(hashlib.sha256(image).hexdigest(), plan)
     if identical is not None:
-        decision = Decision(verdict="identical", confidence=1.0, original=True)
-        return await _conclude(query_id, decision, identical, (), plan, engine, stages)
+        decision = Decision(verdict="identical", confidence=1.0, original=identical.hits[0])
+        return await _conclude(query_id, decision, identical, {}, None, plan, engine, stages)
 
     with stages.stage("decode"):
         pixels = await engine.decoder.decode(image)
@@ -139,9 +150,92 @@ async def answer(image: bytes, ask: Ask, engine: Engine, *, query_id: str | None
     with stages.stage("search"):
         found = await engine.shards.search(_shard_query(encoded, plan, engine.settings), stages.left_ms())
 
-    found = rank(found)
-    decision = decide(found, encoded, engine.card)
-    return await _conclude(query_id, decision, found, pixels.notes, plan, engine, stages)
+    found = replace(found, hits=verdict.rank(found.hits))
+    compared: dict[int, Judged] = {}
+    if not encoded.featureless:
+        found = await _compare(pixels, found, compared, plan, engine, stages)
+    decision = verdict.decide(found.hits, compared, encoded, engine.rules)
+    return await _conclude(query_id, decision, found, compared, pixels, plan, engine, stages)
+
+
+async def _compare(
+    pixels: Pixels, found: Found, compared: dict[int, Judged], plan: Plan, engine: Engine, stages: Stages
+) -> Found:
+    """Fill ``compared`` round by round until the first place is settled; the shortlist in its new order."""
+    batch = engine.settings.comparator.batch_pairs_max
+    try:
+        while chosen := verdict.next_pairs(found.hits, compared, engine.rules, most=plan.rerank, batch=batch):
+            with stages.stage("pixels"):
+                originals = await engine.shards.pixels([hit.row for hit in chosen])
+            pairings = [_pairing(hit, original) for hit, original in zip(chosen, originals, strict=True)]
+            with stages.stage("compare"):
+                judged = await engine.comparator.compare(pixels, pairings)
+            compared.update({hit.row: one for hit, one in zip(chosen, judged, strict=True)})
+    except Unavailable as error:
+        # where it comes from is known; that is worth an answer
+        found = replace(found, notes=(*found.notes, f"{UNREACHABLE}: {error.detail}"))
+    return replace(found, hits=verdict.rerank(found.hits, compared, engine.rules))
+
+
+def _pairing(hit: Hit, original: bytes) -> Pairing:
+    return Pairing(original=original, affine=hit.affine, mirrored=hit.mirrored)
+
+
+async def compare(
+    query: bytes, original: bytes | str, engine: Engine, *, deadline_ms: float | None = None
+) -> Comparison:
+    """What was changed in the picture ``query``, against one original: its bytes, or the image id of a stored one.
+
+    The verdict is ``unknown`` where the query does not come from this original. Raises ``NotFound`` for an id that is
+    not there, the decoder's errors (``subject`` says which picture), ``DeadlineExceeded`` and ``Unavailable``.
+    """
+    plan = resolve(Ask(deadline_ms=deadline_ms), engine.settings)
+    stages = Stages(plan.deadline_ms)
+    _bounded(query, engine.settings, "query")
+    with stages.stage("original"):
+        sha256, copy = await _original(original, engine)
+    if hashlib.sha256(query).hexdigest() == sha256:
+        return Comparison(verdict="identical")
+    with stages.stage("decode"):
+        pixels = await _decoded(query, "query", engine)
+    with stages.stage("encode"):
+        encoded = await engine.encoder.encode(pixels, mirrored=True)
+        working = replace(pixels, rgb_HWC=read_working_copy(copy))
+        known = await engine.encoder.encode(working, mirrored=False)
+    assert encoded.cells_VNF is not None and known.cells_VNF is not None
+    found = match(encoded.cells_VNF, known.cells_VNF)[0]
+    with stages.stage("compare"):
+        pairing = Pairing(original=copy, affine=found.affine, mirrored=found.mirrored)
+        (judged,) = await engine.comparator.compare(pixels, [pairing])
+    featureless = encoded.featureless or known.featureless
+    said = "inconclusive" if featureless else engine.rules.pair_verdict(judged)
+    return verdict.comparison(judged, pixels, said, engine.rules)
+
+
+async def _original(original: bytes | str, engine: Engine) -> tuple[str, bytes]:
+    """(SHA-256, working copy) of what a query is compared with."""
+    if isinstance(original, str):
+        record, copy = await engine.shards.stored(original)
+        return record.sha256, copy
+    _bounded(original, engine.settings, "original")
+    pixels = await _decoded(original, "original", engine)
+    return pixels.sha256, working_copy(pixels)
+
+
+async def _decoded(image: bytes, name: str, engine: Engine) -> Pixels:
+    try:
+        return await engine.decoder.decode(image)
+    except StemmaError as error:
+        raise type(error)(error.detail, subject=name) from error
+
+
+def _bounded(image: bytes, settings: Settings, name: str | None = None) -> None:
+    if len(image) > settings.decode.image_bytes_max:
+        raise TooLarge(
+            f"a picture may have {settings.decode.image_bytes_max} bytes (decode.image_bytes_max), "
+            f"this one has {len(image)}",
+            subject=name,
+        )
 
 
 def resolve(ask: Ask, settings: Settings) -> Plan:
@@ -157,6 +251,7 @@ def resolve(ask: Ask, settings: Settings) -> Plan:
     return Plan(
         k=_within("k", ask.k, 1, limits.k_max) or search.k,
         nprobe=_within("nprobe", ask.nprobe, 1, limits.nprobe_max) or search.nprobe,
+        rerank=settings.comparator.rerank if ask.rerank is None else ask.rerank,
         filter=ask.filter or None,
         as_of=ask.as_of,
         min_version=ask.min_version,
@@ -181,34 +276,12 @@ def _shard_query(encoded: Encoded, plan: Plan, settings: Settings) -> ShardQuery
     )
 
 
-def rank(found: Found) -> Found:
-    """Verification orders the shortlist: the surer match first, then (refined_distance, image_id)."""
-
-    def order(hit: Hit) -> tuple[float, float, str]:
-        return (-(hit.match or 0.0), hit.refined_distance, hit.image_id)
-
-    return replace(found, hits=tuple(sorted(found.hits, key=order)))
-
-
-def decide(found: Found, encoded: Encoded, card: Card) -> Decision:
-    """What the evidence says, by the first rule of docs/architecture.md that fits.
-
-    The threshold and the probability of a match are fitted on the calibration photographs and stand in the card.
-    """
-    if encoded.featureless:
-        return Decision(verdict="inconclusive", confidence=0.0, notes=(FEATURELESS,))
-    best = (found.hits[0].match if found.hits else None) or 0.0
-    probability = card.match_probability(best)
-    if best >= card.match_threshold:
-        return Decision(verdict="inconclusive", confidence=probability, original=True, notes=(NOT_COMPARED,))
-    return Decision(verdict="unknown", confidence=1.0 - probability)
-
-
 async def _conclude(
     query_id: str,
     decision: Decision,
     found: Found,
-    notes: tuple[str, ...],
+    compared: Mapping[int, Judged],
+    pixels: Pixels | None,
     plan: Plan,
     engine: Engine,
     stages: Stages,
@@ -216,34 +289,46 @@ async def _conclude(
     winners = found.hits[: plan.k]
     with stages.stage("metadata", always=True):  # the answer is known: a late one is better than none
         metadata = await engine.shards.metadata([hit.row for hit in winners])
-    candidates = tuple(
-        Candidate(
-            image_id=hit.image_id,
-            distance=hit.distance,
-            refined_distance=hit.refined_distance,
-            match=hit.match,
-            metadata=known,
-        )
-        for hit, known in zip(winners, metadata, strict=True)
-    )
+    candidates = [_candidate(hit, known, compared) for hit, known in zip(winners, metadata, strict=True)]
+    original = None
+    if decision.original is not None:
+        original = candidates[0]
+        judged = compared.get(decision.original.row)
+        if judged is not None and pixels is not None:
+            shown = verdict.comparison(judged, pixels, decision.verdict, engine.rules)
+            original = original.model_copy(update={"comparison": shown})
     return Answer(
         query_id=query_id,
         verdict=decision.verdict,
         confidence=decision.confidence,
-        original=candidates[0] if decision.original else None,
-        candidates=candidates,
+        original=original,
+        candidates=tuple(candidates),
         coverage=Coverage(
             complete=found.images_searched == found.images_total and not found.missing_hosts,
             images_searched=found.images_searched,
             images_total=found.images_total,
             missing_hosts=found.missing_hosts,
         ),
-        used=Used(k=plan.k, nprobe=found.nprobe, reranked=0, exact=found.codec == "exact", filter=plan.filter),
+        used=Used(
+            k=plan.k, nprobe=found.nprobe, reranked=len(compared), exact=found.codec == "exact", filter=plan.filter
+        ),
         versions=Versions(seq=found.seq, codec=found.codec, weights=engine.card.digest),
-        notes=(*found.notes, *notes, *decision.notes),
+        notes=(*found.notes, *(pixels.notes if pixels else ()), *decision.notes),
         timings_ms={
             **stages.timings_ms,
             **found.timings_ms,
             "total": round(1e3 * (time.monotonic() - stages.started), 3),
         },
+    )
+
+
+def _candidate(hit: Hit, metadata: Metadata, compared: Mapping[int, Judged]) -> Candidate:
+    judged = compared.get(hit.row)
+    return Candidate(
+        image_id=hit.image_id,
+        distance=hit.distance,
+        refined_distance=hit.refined_distance,
+        match=hit.match,
+        probabilities=None if judged is None else verdict.probabilities(judged),
+        metadata=metadata,
     )

@@ -213,14 +213,20 @@ def _statistics(map_logits_B1hw: Tensor, residual_B3HW: Tensor, valid_B1HW: Tens
     return torch.stack([4.0 * mean_B, *peaks, residual_B, covered_B], 1)
 
 
-def heatmap(compared: Compared, valid_B1HW: Tensor, side: int = HEATMAP_SIDE) -> Tensor:
-    """Probability of manipulation in the original's frame [B, side, side], 0 outside the overlap.
+def probability_map(compared: Compared, valid_B1HW: Tensor) -> Tensor:
+    """Probability of manipulation in the original's frame [B, h, w], 0 outside the overlap.
 
     Absolute: never divided by its maximum, which would draw a region on every benign pair (docs/facts.md).
     """
     assert compared.map_logits_B1hw is not None, "the paper's network has no convolutional head"
     probability_B1hw = torch.sigmoid(compared.map_logits_B1hw) * functional.avg_pool2d(valid_B1HW, 2)
-    sized_B1hw = functional.interpolate(probability_B1hw, size=(side, side), mode="bilinear", antialias=True)
+    return probability_B1hw.squeeze(1)
+
+
+def heatmap(compared: Compared, valid_B1HW: Tensor, side: int = HEATMAP_SIDE) -> Tensor:
+    """The same at [B, side, side], as training's figures count it."""
+    probability_Bhw = probability_map(compared, valid_B1HW)
+    sized_B1hw = functional.interpolate(probability_Bhw[:, None], size=(side, side), mode="bilinear", antialias=True)
     return sized_B1hw.clamp(0.0, 1.0).squeeze(1)
 
 

@@ -63,6 +63,18 @@ def inverse(map_33: Map33) -> Map33:
     return np.asarray(back / back[2, 2], np.float64)
 
 
+Rows = tuple[tuple[float, float, float], ...]
+"""A map as the contract states it, row-major."""
+
+
+def as_rows(map_33: Map33) -> Rows:
+    return tuple((float(a), float(b), float(c)) for a, b, c in map_33)
+
+
+def from_rows(rows: Rows) -> Map33:
+    return np.array(rows, np.float64)
+
+
 def from_corners(points_from_42: NDArray[np.float64], points_to_42: NDArray[np.float64]) -> Map33:
     """The perspective map that takes four points to four points, bottom right entry 1."""
     found = cv2.getPerspectiveTransform(points_from_42.astype(np.float32), points_to_42.astype(np.float32))
