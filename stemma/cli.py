@@ -11,6 +11,7 @@ from importlib import import_module
 COMMANDS = {
     "ingest": ("stemma.commands:ingest", "store pictures in a collection"),
     "search": ("stemma.commands:search", "ask where pictures come from"),
+    "compare": ("stemma.compare_command:compare", "show what was changed between two pictures"),
     "delete": ("stemma.commands:delete", "forget originals"),
     "fsck": ("stemma.commands:fsck", "check every row and segment of a collection"),
     "status": ("serving.commands:status", "what is there and how it is; --config prints every setting"),

@@ -99,7 +99,7 @@ def rerank(ranked: Sequence[Hit], compared: Compared, rules: Rules) -> tuple[Hit
 
 
 def decide(ranked: Sequence[Hit], compared: Compared, encoded: Encoded, rules: Rules) -> Decision:
-    """What the evidence says, by the first rule of docs/architecture.md that fits. ``ranked`` is as ``rerank`` gives it.
+    """What the evidence says, by the first rule of docs/architecture.md that fits; ``ranked`` as ``rerank`` gives it.
 
     ``confidence`` is the calibrated probability that the verdict is right; of an inconclusive one, that the likelier of
     the two would be.

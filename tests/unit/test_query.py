@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from stemma.api import Answer, Ask, Metadata
+from stemma.api import Answer, Ask, Comparison, ImageRecord, Metadata
 from stemma.config import Settings, load
-from stemma.errors import BadRequest, DeadlineExceeded, TooLarge
-from stemma.flow import Encoded, Found, Hit, Pixels, ShardQuery
-from stemma.query import Engine, Plan, answer, decide, rank, resolve
+from stemma.errors import BadImage, BadRequest, DeadlineExceeded, NotFound, TooLarge, Unavailable
+from stemma.flow import Encoded, Found, Hit, Judged, Pairing, Pixels, ShardQuery
+from stemma.networks.weights import ComparatorCard
+from stemma.query import UNREACHABLE, Engine, Plan, answer, compare, resolve
+from stemma.verdict import NOT_COMPARED, Rules, decide, rank
+from stemma.vision.decode import working_copy
 
 KNOWN = b"an original's bytes"
 THRESHOLD = 10.0
+CARD = ComparatorCard(
+    name="c", size="starter", digest="", temperature=1.0, margin=0.2, distinct_min=0.5, heatmap_min=0.5
+)
 
 
 @dataclass
@@ -43,9 +47,31 @@ class FakeParts:
     featureless: bool = False
     calls: list[str] = field(default_factory=list)
     asked: ShardQuery | None = None
+    said: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    """(benign, manipulated, distinct) by the row whose pixels are compared; benign for all others."""
+    down: bool = False
+
+    async def pixels(self, rows: Sequence[int]) -> list[bytes]:
+        self.calls.append("pixels")
+        return [b"%d" % row for row in rows]
+
+    async def stored(self, image_id: str) -> tuple[ImageRecord, bytes]:
+        if image_id != "known":
+            raise NotFound("no such image", subject=image_id)
+        digest = hashlib.sha256(KNOWN).hexdigest()
+        record = ImageRecord(image_id="known", sha256=digest, width=60, height=40, seq=1, source="known.jpg")
+        return record, working_copy(await self.decode(KNOWN))
+
+    async def compare(self, query: Pixels, pairings: Sequence[Pairing]) -> list[Judged]:
+        self.calls.append("compare")
+        if self.down:
+            raise Unavailable("no replica")
+        return [judged(*self.said.get(one.original.decode("latin1"), (0.9, 0.05, 0.05))) for one in pairings]
 
     async def decode(self, body: bytes) -> Pixels:
         self.calls.append("decode")
+        if body == b"bad":
+            raise BadImage("not a picture")
         rgb = np.zeros((40, 60, 3), np.uint8)
         digest = hashlib.sha256(body).hexdigest()
         return Pixels(rgb_HWC=rgb, width=60, height=40, sha256=digest, format="PNG", notes=("first frame",))
@@ -83,21 +109,47 @@ class FakeParts:
         )
 
 
-def hit(image_id: str, *, distance: float, match: float | None) -> Hit:
-    return Hit(row=0, image_id=image_id, distance=distance, refined_distance=distance, match=match)
+def judged(benign: float, manipulated: float, distinct: float) -> Judged:
+    heatmap = np.full((37, 56), manipulated, np.float32)
+    return Judged(
+        benign=benign,
+        manipulated=manipulated,
+        distinct=distinct,
+        logits=(0.0, 0.0, 0.0),
+        heatmap_RC=heatmap,
+        transform=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
+        mirrored=False,
+        correlation=0.9,
+        grid_RC=heatmap,
+    )
+
+
+def hit(image_id: str, *, distance: float, match: float | None, row: int = 0) -> Hit:
+    return Hit(row=row, image_id=image_id, distance=distance, refined_distance=distance, match=match)
 
 
 def ask(
     parts: FakeParts, body: bytes = b"unknown bytes", settings: Settings | None = None, **parameters: Any
 ) -> Answer:
-    engine = Engine(decoder=parts, encoder=parts, shards=parts, card=FakeCard(), settings=settings or load())  # type: ignore[arg-type]
-    return asyncio.run(answer(body, Ask(**parameters), engine))
+    return asyncio.run(answer(body, Ask(**parameters), engine_of(parts, settings)))
+
+
+def engine_of(parts: FakeParts, settings: Settings | None = None) -> Engine:
+    return Engine(
+        decoder=parts,
+        encoder=parts,
+        shards=parts,
+        comparator=parts,
+        card=FakeCard(),  # type: ignore[arg-type]
+        comparator_card=CARD,
+        settings=settings or load(),
+    )
 
 
 def test_the_stages_run_in_the_order_of_the_pipeline() -> None:
     parts = FakeParts(hits=(hit("a", distance=0.1, match=30.0),))
     ask(parts)
-    assert parts.calls == ["identical", "decode", "encode", "search", "metadata"]
+    assert parts.calls == ["identical", "decode", "encode", "search", "pixels", "compare", "metadata"]
 
 
 def test_the_same_bytes_are_identical_before_any_network_runs() -> None:
@@ -109,30 +161,70 @@ def test_the_same_bytes_are_identical_before_any_network_runs() -> None:
     assert "encode" not in parts.calls
 
 
-@given(st.lists(st.tuples(st.none() | st.floats(0, 60), st.floats(0, 4), st.text(max_size=3)), max_size=20))
-def test_verification_only_permutes_the_shortlist(rows: list[tuple[float | None, float, str]]) -> None:
-    hits = tuple(hit(name, distance=distance, match=match) for match, distance, name in rows)
-    found = FakeParts()._found(hits)
-    ranked = rank(found).hits
-    assert sorted(map(repr, ranked)) == sorted(map(repr, hits))
-    keys = [(-(h.match or 0.0), h.refined_distance, h.image_id) for h in ranked]
-    assert keys == sorted(keys)
-    assert rank(replace(found, hits=tuple(reversed(hits)))).hits == ranked or len(set(keys)) < len(keys)
-
-
 @pytest.mark.parametrize(
     ("match", "verdict", "named"),
-    [(THRESHOLD, "inconclusive", True), (THRESHOLD - 1e-6, "unknown", False), (None, "unknown", False)],
+    [(THRESHOLD, "benign", True), (THRESHOLD - 1e-6, "unknown", False), (None, "unknown", False)],
 )
 def test_an_original_is_named_from_the_threshold_on(match: float | None, verdict: str, named: bool) -> None:
-    result = ask(FakeParts(hits=(hit("a", distance=0.2, match=match), hit("b", distance=0.1, match=1.0))))
+    result = ask(FakeParts(hits=(hit("a", distance=0.2, match=match), hit("b", distance=0.1, match=1.0, row=1))))
     assert result.verdict == verdict
     assert (result.original is not None) is named
     assert 0.0 <= result.confidence <= 1.0
     if named:
         assert result.original is not None
         assert result.original.image_id == "a"
-        assert any("does not yet compare" in note for note in result.notes)
+        assert result.original.comparison is not None
+        assert result.original.probabilities == result.original.comparison.probabilities
+        assert (result.candidates[1].probabilities, result.used.reranked) == (None, 1)
+
+
+def test_the_original_is_the_first_candidate_that_the_comparator_does_not_cull() -> None:
+    parts = FakeParts(
+        hits=(hit("a", distance=0.1, match=30.0, row=1), hit("b", distance=0.2, match=20.0, row=2)),
+        said={"1": (0.1, 0.1, 0.8), "2": (0.1, 0.8, 0.1)},
+    )
+    result = ask(parts)
+    assert result.original is not None
+    assert [one.image_id for one in result.candidates] == ["b", "a"]
+    assert (result.verdict, result.original.image_id) == ("manipulated", "b")
+    assert all(one.probabilities is not None for one in result.candidates)
+    assert parts.calls.count("compare") == 2
+
+
+def test_without_re_ranking_the_original_is_named_and_the_verdict_is_left_open() -> None:
+    parts = FakeParts(hits=(hit("a", distance=0.1, match=30.0),))
+    result = ask(parts, rerank=0)
+    assert (result.verdict, result.used.reranked) == ("inconclusive", 0)
+    assert result.original is not None
+    assert NOT_COMPARED in result.notes
+    assert "compare" not in parts.calls
+
+
+def test_a_comparator_that_is_down_costs_the_verdict_and_not_the_answer() -> None:
+    result = ask(FakeParts(hits=(hit("a", distance=0.1, match=30.0),), down=True))
+    assert result.verdict == "inconclusive"
+    assert result.original is not None
+    assert any(note.startswith(UNREACHABLE) for note in result.notes)
+
+
+def compared(parts: FakeParts, query: bytes, original: bytes | str) -> Comparison:
+    return asyncio.run(compare(query, original, engine_of(parts)))
+
+
+def test_comparing_a_picture_with_itself_is_identical_before_any_network_runs() -> None:
+    parts = FakeParts()
+    for original in (KNOWN, "known"):
+        assert compared(parts, KNOWN, original).verdict == "identical"
+    assert "encode" not in parts.calls
+
+
+def test_comparing_refuses_by_naming_which_picture() -> None:
+    with pytest.raises(NotFound):
+        compared(FakeParts(), b"query", "nobody")
+    for query, original, named in ((b"bad", b"good", "query"), (b"good", b"bad", "original")):
+        with pytest.raises(BadImage) as refusal:
+            compared(FakeParts(), query, original)
+        assert refusal.value.subject == named
 
 
 def test_an_empty_collection_answers_unknown() -> None:
@@ -201,7 +293,10 @@ def test_no_stage_begins_after_the_deadline() -> None:
 
 def test_confidence_rises_with_the_match_on_both_sides_of_the_threshold() -> None:
     encoded = asyncio.run(FakeParts().encode(None, mirrored=True))  # type: ignore[arg-type]
-    found = [FakeParts()._found((hit("a", distance=0.1, match=match),)) for match in (0.0, 5.0, 12.0, 30.0)]
-    confidences = [decide(one, encoded, FakeCard()).confidence for one in found]  # type: ignore[arg-type]
+    rules = Rules(match=FakeCard(), comparator=CARD)  # type: ignore[arg-type]
+    confidences = [
+        decide(rank((hit("a", distance=0.1, match=match),)), {}, encoded, rules).confidence
+        for match in (0.0, 5.0, 12.0, 30.0)
+    ]
     assert confidences[0] > confidences[1]
     assert confidences[2] < confidences[3]
