@@ -174,5 +174,5 @@ def start_shard(node_id: str, settings: Settings) -> None:
         name=handles.shard_name(node_id),
         node_id=node_id,
         cpus=float(threads),
-        groups={"search": threads, "control": 1},
+        groups={"search": threads, "read": 1, "control": 1},
     )

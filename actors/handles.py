@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import ray
@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.membership import Beat
 from cluster.placement import Orders, View
+from cluster.reading import Read
 from cluster.routing import Call
 from stemma.api import DeleteResult, HostStatus, IngestResult
 from stemma.catalog import Draft
@@ -164,10 +165,18 @@ class RayHosts:
 
     async def ask(self, call: Call, queries: Sequence[ShardQuery], left_ms: float) -> Sequence[HostReply | StemmaError]:
         """One call to one host. Raises ``StaleRouting``, ``DeadlineExceeded``, and ``Unavailable`` for all else."""
+        replies = await self._call(call, "search", tuple(queries), left_ms, group="search")
+        return cast("Sequence[HostReply | StemmaError]", replies)
+
+    async def pixels(self, read: Read, left_ms: float) -> Mapping[int, bytes]:
+        """Originals' working copies by row, as many as the host gives. Raises as ``ask`` does."""
+        return cast("Mapping[int, bytes]", await self._call(read.call, "pixels", read.rows, left_ms, group="read"))
+
+    async def _call(self, call: Call, method: str, asked: Any, left_ms: float, *, group: str) -> Any:
         name = shard_name(call.host)
         try:
             handle = self._handles.get(name) or self._handles.setdefault(name, found(name))
-            replies = await acall(handle, "search", self._url, call, tuple(queries), left_ms, group="search")
+            return await acall(handle, method, self._url, call, asked, left_ms, group=group)
         except (StaleRouting, DeadlineExceeded):
             raise
         except Unavailable:
@@ -176,7 +185,6 @@ class RayHosts:
         except StemmaError as error:
             detail = f"{call.host} cannot answer: {error.detail}"
             raise Unavailable(detail, subject=call.host, retry_after_s=1.0) from error
-        return cast("Sequence[HostReply | StemmaError]", replies)
 
     async def view(self) -> View:
         """What the directory says now. Raises ``Unavailable``."""

@@ -1,8 +1,9 @@
 """A shard host: one per node, searches the units that routings put on it. Keeps nothing that its files do not have.
 
-A plain class without Ray: ``actors/launch.py`` makes it an actor with two concurrency groups, *search*
-(``cluster.threads_per_host`` threads) and *control*, so that a health check waits 2 ms under load instead of 14
-(docs/facts.md, section 2). It knows no collection until a directory gives it orders for one.
+A plain class without Ray: ``actors/directory.py`` makes it an actor with three concurrency groups, *search*
+(``cluster.threads_per_host`` threads), *read* and *control*, so that a health check waits 2 ms under load instead of 14
+(docs/facts.md, section 2), and pixels wait for no search. It knows no collection until a directory gives it orders for
+one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import numpy as np
 from cluster.hosting import Hosting, Work
 from cluster.membership import Beat
 from cluster.placement import Orders
+from cluster.reading import covered
 from cluster.routing import Call, Owns, Routing
 from stemma.catalog import Catalog
 from stemma.config import Settings
@@ -62,10 +64,14 @@ class Shard:
 
         Raises ``StaleRouting``, ``DeadlineExceeded``, ``Unavailable``, ``Corrupt``.
         """
-        share = self._shares.get(url)
-        if share is None:
-            raise StaleRouting(f"{self._host} has just started and holds no routing yet", subject=self._host)
-        return share.search(call, queries, left_ms)
+        return self._share(url).search(call, queries, left_ms)
+
+    def pixels(self, url: str, call: Call, rows: Sequence[int], left_ms: float) -> Mapping[int, bytes]:
+        """Working copies by row, of those rows that ``call`` is for and that the catalog here has.
+
+        Raises ``StaleRouting``, ``DeadlineExceeded``, ``Corrupt``.
+        """
+        return self._share(url).pixels(call, rows, left_ms)
 
     def release(self, url: str) -> int:
         """Close a collection; returns how many are left."""
@@ -77,6 +83,12 @@ class Shard:
     def pid(self) -> int:
         """The process of this incarnation."""
         return os.getpid()
+
+    def _share(self, url: str) -> Share:
+        share = self._shares.get(url)
+        if share is None:
+            raise StaleRouting(f"{self._host} has just started and holds no routing yet", subject=self._host)
+        return share
 
 
 class Share:
@@ -217,6 +229,20 @@ class Share:
                 return [error]
         # One query of the batch cannot be meant: the others are not to suffer for it.
         return [reply for query in queries for reply in self._search(partition, [query], owns)]
+
+    def pixels(self, call: Call, rows: Sequence[int], left_ms: float) -> Mapping[int, bytes]:
+        with self._deciding:
+            routing = self._hosting.admit(call, left_ms)
+        wanted = covered(routing, call, rows)
+        # A row that is there keeps its pixels for good: only one that is not there asks for a look at the catalog.
+        if len(self._there(wanted)) < len(wanted):
+            self._catalog.refresh()
+        known = self._there(wanted)
+        return dict(zip(known, self._catalog.read(known, ["pixels"])["pixels"], strict=True)) if known else {}
+
+    def _there(self, rows: Sequence[int]) -> list[int]:
+        there: list[int] = np.intersect1d(np.asarray(rows, np.uint64), self._catalog.snapshot().row_R).tolist()
+        return there
 
     def close(self) -> None:
         self._loader.shutdown(wait=False, cancel_futures=True)

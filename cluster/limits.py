@@ -7,6 +7,7 @@ silence               ``heartbeat_ms``, ``suspect_after_ms``, ``dead_after_ms``
 staleness             ``announce_ms``: an acknowledgement waits no longer; ``fresh_ms`` follows from it
 one call              ``host_deadline_ms``, within the query's deadline; ``queries_per_call_max``
 second copies         ``hedge_quantile``, ``hedge_ms_min``; ``HEDGES_PER_ROUND``
+originals' pixels     ``READ_SHARE`` of ``host_deadline_ms``; then the asker reads them itself
 a host that fails     ``breaker_failures``, ``breaker_open_ms``
 re-asks               ``stale_retries_max``; ``ROUNDS_MAX``
 calls at once         ``batches_in_flight_max``
@@ -28,6 +29,9 @@ HEDGES_PER_ROUND = 1
 
 ROUTINGS_HELD_MAX = 8
 """Routings a host keeps: the current one, the next, and those of queries that are still under way."""
+
+READ_SHARE = 0.25
+"""Share of ``host_deadline_ms`` that a host has to give originals' pixels: whoever asks has them in its own catalog."""
 
 WRITES_QUEUED_MAX = 4_096
 """Pictures and ids that may wait for a commit; more are told to come back."""

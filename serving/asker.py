@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from cluster.fanout import Action, Ask, Done, Failure, Fanout, Refresh
 from cluster.health import Health
+from cluster.limits import READ_SHARE
 from cluster.placement import View
+from cluster.reading import Read, reads
 from cluster.routing import Call
 from stemma.config import Settings
 from stemma.errors import DeadlineExceeded, StaleRouting, StemmaError, Unavailable
@@ -30,6 +32,10 @@ class Hosts(Protocol):
 
     async def ask(self, call: Call, queries: Sequence[ShardQuery], left_ms: float) -> Sequence[HostReply | StemmaError]:
         """One call to one host. Raises ``StaleRouting``, ``Unavailable`` (the host is lost), ``DeadlineExceeded``."""
+        ...
+
+    async def pixels(self, read: Read, left_ms: float) -> Mapping[int, bytes]:
+        """Originals' working copies by row, as many as the host gives. Raises as ``ask`` does."""
         ...
 
     async def view(self) -> View:
@@ -74,6 +80,27 @@ class Asker:
         self._waiting.append(waiting)
         self._start_soon()
         return await waiting.answer
+
+    async def pixels(self, rows: Sequence[int]) -> dict[int, bytes]:
+        """Originals' working copies by row, from one call to each host that owns some; any of them may lack."""
+        view = await self._usable_view()
+        if view is None or view.routing is None:
+            return {}
+        avoid = view.suspects | self._health.shut_hosts(view.routing.host_ids, now_ms())
+        given = await asyncio.gather(*(self._read(read) for read in reads(view.routing, rows, avoid)))
+        return {row: body for each in given for row, body in each.items()}
+
+    async def _read(self, read: Read) -> Mapping[int, bytes]:
+        """What one host gives in time. It is not held against the host: reading here instead costs milliseconds."""
+        left_ms = READ_SHARE * self._settings.cluster.host_deadline_ms
+        try:
+            async with asyncio.timeout(left_ms / 1e3):
+                return await self._hosts.pixels(read, left_ms)
+        except (StaleRouting, Unavailable):
+            self._begin_view()  # the directory may know better by now
+        except (DeadlineExceeded, TimeoutError):
+            pass
+        return {}
 
     async def view(self) -> View | None:
         """The newest view of the cluster that can be had within a heartbeat."""

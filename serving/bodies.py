@@ -6,6 +6,7 @@ Serve puts no bound on a body (measured: 100 MB pass), so every bound is here an
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -15,19 +16,24 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from serving.access import Budget
+from stemma.catalog.schema import validate_image_id
 from stemma.config import Settings
 from stemma.errors import BadRequest, StemmaError, TooLarge, UnsupportedType
 
 MULTIPART = "multipart/form-data"
-FRAMING_BYTES = 64 * 1024  # what boundaries and part headers may add to one picture
+FRAMING_BYTES = 64 * 1024  # what boundaries and part headers may add to a picture or two
+FILE = "file"
+QUERY, ORIGINAL, ORIGINAL_ID = "query", "original", "original_id"
 
 
 @dataclass(slots=True)
 class Upload:
-    """One ``file`` part. ``error`` says why its bytes were dropped while they came in; ``body`` is empty then."""
+    """One picture. ``error`` says why its bytes were dropped while they came in; ``body`` is empty then."""
 
     name: str
+    """The file's, as the caller called it."""
     body: bytes
+    part: str = FILE
     error: StemmaError | None = None
 
 
@@ -58,8 +64,11 @@ class Bounds:
 
     body_bytes: int
     files: int
+    """Parts of one name."""
     file_bytes: int
     fields: tuple[str, ...] = ()
+    pictures: tuple[str, ...] = (FILE,)
+    """Names of the parts that are pictures."""
 
 
 async def drain(request: Request, sink: Callable[[bytes], None], bytes_max: int, budget: Budget) -> None:
@@ -123,11 +132,39 @@ async def read_picture(request: Request, settings: Settings, budget: Budget) -> 
     return form.files[0].body
 
 
+async def read_pair(request: Request, settings: Settings, budget: Budget) -> tuple[bytes, bytes | str]:
+    """The parts ``query`` and ``original`` of a comparison; a text instead of the latter is the ``original_id``.
+
+    Raises ``BadRequest`` unless there is exactly one of ``original`` and ``original_id``, ``TooLarge`` naming the part.
+    """
+    image_bytes_max = settings.decode.image_bytes_max
+    bounds = Bounds(
+        body_bytes=2 * image_bytes_max + FRAMING_BYTES,
+        files=1,
+        file_bytes=image_bytes_max,
+        fields=(ORIGINAL_ID,),
+        pictures=(QUERY, ORIGINAL),
+    )
+    form = await read_form(request, bounds, settings, budget)
+    pictures = {file.part: file for file in form.files}
+    image_id = form.one(ORIGINAL_ID)
+    if QUERY not in pictures:
+        raise BadRequest(f"the body has no part called `{QUERY}`", subject=QUERY)
+    if (ORIGINAL in pictures) == (image_id is not None):
+        raise BadRequest(f"send either a part `{ORIGINAL}` or a part `{ORIGINAL_ID}`", subject=ORIGINAL)
+    for file in form.files:
+        if file.error is not None:
+            raise file.error
+    original = pictures[ORIGINAL].body if image_id is None else validate_image_id(image_id, settings.limits)
+    return pictures[QUERY].body, original
+
+
 async def read_form(request: Request, bounds: Bounds, settings: Settings, budget: Budget) -> Form:
     """The parts of a multipart body, within ``bounds``. Raises as ``drain`` does, and ``BadRequest`` naming a part."""
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind.lower() != MULTIPART.encode():
-        raise UnsupportedType(f"this route takes {MULTIPART}, with a part `file` for every picture")
+        wanted = " or ".join(f"`{name}`" for name in bounds.pictures)
+        raise UnsupportedType(f"this route takes {MULTIPART}, with a part {wanted} for every picture")
     boundary = options.get(b"boundary", b"")
     if not boundary:
         raise BadRequest(f"{MULTIPART} needs a boundary", subject="content-type")
@@ -151,6 +188,7 @@ class _FormReader:
         self._header_name = bytearray()
         self._header_value = bytearray()
         self._headers: dict[bytes, bytes] = {}
+        self._counts: Counter[str] = Counter()
         self._data = bytearray()
         self._part = ("", "")
         self._file_over = False
@@ -187,19 +225,19 @@ class _FormReader:
             raise UnsupportedType("parts are taken as they are", subject="content-transfer-encoding")
         kind, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         name = options.get(b"name", b"").decode("utf-8", "replace")
-        if kind != b"form-data" or name not in ("file", *self._bounds.fields):
-            takes = ", ".join(("file", *self._bounds.fields))
+        pictures, fields = self._bounds.pictures, self._bounds.fields
+        if kind != b"form-data" or name not in (*pictures, *fields):
+            takes = ", ".join((*pictures, *fields))
             raise BadRequest(f"unknown part {name[:64]!r}; this route takes {takes}", subject=name[:64] or "part")
-        if name == "file" and len(self.form.files) >= self._bounds.files:
-            raise BadRequest(f"at most {self._bounds.files} part(s) `file` may be sent", subject="file")
-        if name != "file" and len(self.form.fields.get(name, ())) >= self._bounds.files:
-            raise BadRequest(f"{name} is given more often than there may be files", subject=name)
+        self._counts[name] += 1
+        if self._counts[name] > self._bounds.files:
+            raise BadRequest(f"at most {self._bounds.files} part(s) `{name}` may be sent", subject=name)
         self._part = (name, options.get(b"filename", b"").decode("utf-8", "replace"))
         self._data = bytearray()
         self._file_over = False
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._part[0] == "file" and len(self._data) + end - start > self._bounds.file_bytes:
+        if self._part[0] in self._bounds.pictures and len(self._data) + end - start > self._bounds.file_bytes:
             self._file_over = True
             self._data.clear()
         if not self._file_over:
@@ -207,17 +245,18 @@ class _FormReader:
 
     def _part_end(self) -> None:
         name, filename = self._part
-        if name != "file":
+        if name not in self._bounds.pictures:
             self.form.fields.setdefault(name, []).append(bytes(self._data))
             return
-        filename = filename or f"file-{len(self.form.files)}"
+        filename = filename or f"{name}-{len(self.form.files)}"
+        subject = filename if name == FILE else name
         if self._file_over:
             over = TooLarge(
-                f"a picture may have {self._bounds.file_bytes} bytes (decode.image_bytes_max)", subject=filename
+                f"a picture may have {self._bounds.file_bytes} bytes (decode.image_bytes_max)", subject=subject
             )
-            self.form.files.append(Upload(filename, b"", over))
+            self.form.files.append(Upload(filename, b"", name, over))
         else:
-            self.form.files.append(Upload(filename, bytes(self._data)))
+            self.form.files.append(Upload(filename, bytes(self._data), name))
 
     def _end(self) -> None:
         self.ended = True

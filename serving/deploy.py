@@ -1,7 +1,7 @@
 """Ray and Serve around the gateway: ``serve_up`` starts all that serves some collections, ``serve_down`` ends it.
 
-One deployment takes HTTP and drives everything; the encoder is another. No further hops: with the default proxy a chain
-of three costs 19 ms (docs/facts.md).
+One deployment takes HTTP and drives everything; encoder and comparator are two others. No further hops: with the
+default proxy a chain of three costs 19 ms (docs/facts.md).
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from typing import Any
 import ray
 from ray import serve
 
+from serving.comparator import comparator_app
 from serving.encoder import encoder_app
-from serving.engine import ServedDecoder, ServedEncoder, ServedOriginals, ServedShards
+from serving.engine import ServedComparator, ServedDecoder, ServedEncoder, ServedOriginals, ServedShards
 from serving.gateway import build_app
 from serving.served import Served
 from stemma.catalog import Catalog
 from stemma.config import MIB, Settings
 from stemma.errors import Conflict, Unavailable
-from stemma.networks.weights import card
+from stemma.networks.weights import card, comparator_card
 from stemma.query import Engine
 
 APP = "stemma"
@@ -36,18 +37,23 @@ SHUTDOWN_S = 2.0
 class Gateway:
     """A replica of the gateway: opens the catalogs, connects to the hosts, and answers HTTP."""
 
-    def __init__(self, collections: Mapping[str, str], settings: Settings, encoder: Any) -> None:
+    def __init__(self, collections: Mapping[str, str], settings: Settings, encoder: Any, comparator: Any) -> None:
         self._settings = settings
-        decoder = ServedDecoder(settings.decode)
-        self._served = {
-            name: connect(name, url, settings, decoder, ServedEncoder(encoder)) for name, url in collections.items()
-        }
+        parts = ServedDecoder(settings.decode), ServedEncoder(encoder), ServedComparator(comparator)
+        self._served = {name: connect(name, url, settings, *parts) for name, url in collections.items()}
 
     def __serve_build_asgi_app__(self) -> Any:
         return build_app(self._served, self._settings, proxy_echoes=True)
 
 
-def connect(name: str, url: str, settings: Settings, decoder: ServedDecoder, encoder: ServedEncoder) -> Served:
+def connect(
+    name: str,
+    url: str,
+    settings: Settings,
+    decoder: ServedDecoder,
+    encoder: ServedEncoder,
+    comparator: ServedComparator,
+) -> Served:
     """One collection whose actors run, as this process reads and asks it."""
     from actors.handles import connect as connect_actors
 
@@ -57,7 +63,15 @@ def connect(name: str, url: str, settings: Settings, decoder: ServedDecoder, enc
     shards = ServedShards(catalog, hosts, settings)
     return Served(
         name=name,
-        engine=Engine(decoder=decoder, encoder=encoder, shards=shards, card=known, settings=settings),
+        engine=Engine(
+            decoder=decoder,
+            encoder=encoder,
+            shards=shards,
+            comparator=comparator,
+            card=known,
+            comparator_card=comparator_card(settings.comparator.weights),
+            settings=settings,
+        ),
         originals=ServedOriginals(name, catalog, shards, writer, known.digest),
     )
 
@@ -74,7 +88,7 @@ def check_weights(collections: Mapping[str, str], settings: Settings) -> None:
 
 
 def serve_up(collections: Mapping[str, str], settings: Settings) -> None:
-    """Start actors, encoder and gateway on the Ray that this process is connected to; returns when they are deployed.
+    """Start actors, networks and gateway on the Ray that this process is connected to; returns when they are deployed.
 
     Raises ``Conflict`` for other weights or a collection that another process writes.
     """
@@ -96,7 +110,8 @@ def serve_up(collections: Mapping[str, str], settings: Settings) -> None:
         graceful_shutdown_wait_loop_s=0.1,
         max_surge_percent=100,
     )
-    app = deployment(Gateway).bind(dict(collections), settings, encoder_app(settings.encoder))
+    networks = encoder_app(settings.encoder), comparator_app(settings.comparator)
+    app = deployment(Gateway).bind(dict(collections), settings, *networks)
     serve.run(app, name=APP, route_prefix="/")
 
 

@@ -18,9 +18,9 @@ from serving.asker import Asker, Hosts
 from stemma.api import CollectionStatus, DeleteResult, HostStatus, ImageRecord, IngestResult, Metadata
 from stemma.catalog import Catalog, Draft
 from stemma.config import DecodeSettings, Settings
-from stemma.embedded import find_identical, named_metadata, named_record
+from stemma.embedded import find_identical, named_metadata, named_record, stored, working_copies
 from stemma.errors import StemmaError, Unavailable
-from stemma.flow import Encoded, Found, Pixels, ShardQuery
+from stemma.flow import Encoded, Found, Judged, Pairing, Pixels, ShardQuery
 from stemma.query import Plan
 from stemma.vision.decode import DecodePool
 
@@ -69,14 +69,39 @@ class ServedEncoder:
 
     async def encode(self, pixels: Pixels, *, mirrored: bool) -> Encoded:
         """See ``Encoder.encode``. Raises ``Unavailable`` while no replica is there."""
+        return cast(Encoded, await replied(lambda: self._handle.encode.remote(pixels.rgb_HWC, mirrored), "encoder"))
+
+
+class ServedComparator:
+    """The comparator's deployment, asked through its Serve handle."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    async def compare(self, query: Pixels, pairings: Sequence[Pairing]) -> list[Judged]:
+        """See ``Comparator.compare``. Raises ``Unavailable`` while no replica is there."""
+        asked = self._handle.compare
+        return cast("list[Judged]", await replied(lambda: asked.remote(query.rgb_HWC, tuple(pairings)), "comparator"))
+
+
+async def replied(ask: Callable[[], Any], name: str) -> Any:
+    """What a deployment answers to ``ask()``. Raises what it raised, ``Unavailable`` while no replica of it is there.
+
+    A caller that gives up takes its request back: a replica must not work for those who have left.
+    """
+    try:
+        response = ask()
         try:
-            return cast(Encoded, await self._handle.encode.remote(pixels.rgb_HWC, mirrored))
-        except RayTaskError as error:
-            if isinstance(error.cause, StemmaError):
-                raise error.cause from error
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()
             raise
-        except (RayError, BackPressureError, DeploymentUnavailableError) as error:
-            raise Unavailable("the encoder cannot be reached; try again", retry_after_s=1.0) from error
+    except RayTaskError as error:
+        if isinstance(error.cause, StemmaError):
+            raise error.cause from error
+        raise
+    except (RayError, BackPressureError, DeploymentUnavailableError) as error:
+        raise Unavailable(f"the {name} cannot be reached; try again", retry_after_s=1.0) from error
 
 
 class ServedShards:
@@ -102,6 +127,19 @@ class ServedShards:
     async def metadata(self, rows: Sequence[int]) -> list[Metadata]:
         """See ``Shards.metadata``."""
         return await fresh(self._catalog, named_metadata, self._catalog, rows)
+
+    async def pixels(self, rows: Sequence[int]) -> list[bytes]:
+        """See ``Shards.pixels``: one call to each owner, and what the hosts do not give is read here."""
+        given = await self.asker.pixels(rows)
+        lacking = [row for row in dict.fromkeys(rows) if row not in given]
+        if lacking:
+            copies = await fresh(self._catalog, working_copies, self._catalog, lacking)
+            given.update(zip(lacking, copies, strict=True))
+        return [given[row] for row in rows]
+
+    async def stored(self, image_id: str) -> tuple[ImageRecord, bytes]:
+        """See ``Shards.stored``."""
+        return await fresh(self._catalog, stored, self._catalog, image_id)
 
 
 class ServedOriginals:

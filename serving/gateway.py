@@ -17,19 +17,19 @@ from starlette.responses import Response
 
 import stemma
 from serving.access import Admission, Budget
-from serving.bodies import Bounds, read_form, read_picture
+from serving.bodies import Bounds, read_form, read_pair, read_picture
 from serving.envelope import Envelope
 from serving.ingest import ingest
 from serving.metrics import Metrics
 from serving.openapi import describe, documented
-from serving.parameters import COLLECTION, REPLACE, Parameter, parse_query, search_parameters
+from serving.parameters import COLLECTION, REPLACE, Parameter, compare_parameters, parse_query, search_parameters
 from serving.replies import broken, not_routed, problem, refused, reply, request_id
 from serving.served import Served
-from stemma.api import Answer, Ask, CollectionStatus, DeleteResult, ImageRecord, IngestResult, Status
+from stemma.api import Answer, Ask, CollectionStatus, Comparison, DeleteResult, ImageRecord, IngestResult, Status
 from stemma.catalog.schema import validate_image_id
 from stemma.config import Settings
 from stemma.errors import BadRequest, NotFound, StemmaError, Unavailable, error_from_problem
-from stemma.query import answer, resolve
+from stemma.query import answer, compare, resolve
 
 INGEST_FIELDS = ("metadata", "image_id", "replace")
 
@@ -43,6 +43,7 @@ class House:
     admission: Admission
     metrics: Metrics
     search_table: tuple[Parameter, ...]
+    compare_table: tuple[Parameter, ...]
     started: float = field(default_factory=time.monotonic)
 
     def served(self, parameters: dict[str, Any]) -> Served:
@@ -82,6 +83,7 @@ def build_app(collections: Mapping[str, Served], settings: Settings, *, proxy_ec
         admission=admission,
         metrics=metrics,
         search_table=search_parameters(settings),
+        compare_table=compare_parameters(settings),
     )
     app.include_router(routes)
     app.openapi = lambda: describe(app, settings)  # type: ignore[method-assign]
@@ -104,6 +106,19 @@ async def search(request: Request, house: HouseHere) -> Response:
             found = await answer(image, ask, served.engine, query_id=request_id(request))
     house.metrics.answer(found)
     return reply(request, found)
+
+
+@routes.post("/v1/compare", **documented("compare", Comparison))
+async def compare_pair(request: Request, house: HouseHere) -> Response:
+    parameters = parse_query(request.scope["query_string"], house.compare_table)
+    served = house.served(parameters)
+    budget = Budget(resolve(Ask(**parameters), house.settings).deadline_ms, request.scope["state"]["arrived"])
+    with house.admission.place():
+        query, original = await read_pair(request, house.settings, _reading(house, budget))
+        async with budget.enforced("the comparison"), house.admission.work():
+            compared = await compare(query, original, served.engine, deadline_ms=max(budget.left_ms(), 1.0))
+    house.metrics.comparison(compared)
+    return reply(request, compared)
 
 
 def _reading(house: House, budget: Budget) -> Budget:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from stemma.api import Answer, IngestResult
+from stemma.api import Answer, Comparison, IngestResult
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -27,6 +27,9 @@ class Metrics:
         self._incomplete = Counter(
             "stemma_answers_incomplete", "Answers that did not search every image", registry=self._registry
         )
+        self._comparisons = Counter(
+            "stemma_comparisons", "Pairs compared for a caller, by verdict", ["verdict"], registry=self._registry
+        )
         self._items = Counter(
             "stemma_ingest_items", "Pictures taken in, by status", ["status"], registry=self._registry
         )
@@ -45,6 +48,9 @@ class Metrics:
             self._stage_s.labels(stage).observe(spent_ms / 1e3)
         if not answer.coverage.complete:
             self._incomplete.inc()
+
+    def comparison(self, comparison: Comparison) -> None:
+        self._comparisons.labels(comparison.verdict).inc()
 
     def ingest(self, result: IngestResult) -> None:
         for item in result.items:

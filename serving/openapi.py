@@ -9,7 +9,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from serving.parameters import COLLECTION, REPLACE, Parameter, search_parameters
+from serving.bodies import ORIGINAL, ORIGINAL_ID, QUERY
+from serving.parameters import COLLECTION, REPLACE, Parameter, compare_parameters, search_parameters
 from stemma.config import Settings
 from stemma.errors import StemmaError
 from stemma.packing import MEDIA_TYPE
@@ -19,6 +20,7 @@ PROBLEM_JSON = "application/problem+json"
 # Path, query and header refusals may meet any route; 404 and 405 come from the router.
 REFUSALS = {
     "search": (400, 404, 413, 415, 422, 429, 500, 503, 504),
+    "compare": (400, 404, 413, 415, 422, 429, 500, 503, 504),
     "ingest": (400, 404, 409, 413, 415, 422, 429, 500, 503, 504),
     "get": (400, 404, 500, 503),
     "pixels": (400, 404, 500, 503),
@@ -90,6 +92,7 @@ def _complete(operation: dict[str, Any], settings: Settings) -> None:
     name = operation["operationId"]
     tables: dict[str, tuple[Parameter, ...]] = {
         "search": search_parameters(settings),
+        "compare": compare_parameters(settings),
         "ingest": (COLLECTION, REPLACE),
         "get": (COLLECTION,),
         "pixels": (COLLECTION,),
@@ -105,8 +108,24 @@ def _complete(operation: dict[str, Any], settings: Settings) -> None:
         kinds = ("image/jpeg", "image/png", "image/webp", "image/gif", "application/octet-stream")
         content = {**{kind: {"schema": BINARY} for kind in kinds}, "multipart/form-data": {"schema": part}}
         operation["requestBody"] = {"required": True, "content": content}
+    if name == "compare":
+        operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _pair()}}}
     if name == "ingest":
         operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _upload()}}}
+
+
+def _pair() -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": [QUERY],
+        "additionalProperties": False,
+        "properties": {
+            QUERY: {**BINARY, "description": "the picture that may have been changed"},
+            ORIGINAL: {**BINARY, "description": "what it is compared with; or else:"},
+            ORIGINAL_ID: {"type": "string", "minLength": 1, "description": "the id of an original of the collection"},
+        },
+        "oneOf": [{"required": [ORIGINAL]}, {"required": [ORIGINAL_ID]}],
+    }
 
 
 def _upload() -> dict[str, Any]:

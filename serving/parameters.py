@@ -91,6 +91,11 @@ def search_parameters(settings: Settings) -> tuple[Parameter, ...]:
     return (COLLECTION, *fields)
 
 
+def compare_parameters(settings: Settings) -> tuple[Parameter, ...]:
+    """What ``POST /v1/compare`` takes: of what a search takes, what a pair has a use for."""
+    return tuple(each for each in search_parameters(settings) if each.name in ("collection", "deadline_ms"))
+
+
 def parse_query(query: bytes, table: Sequence[Parameter]) -> dict[str, Any]:
     """The parameters of a query string. Raises ``BadRequest`` naming the first that cannot be meant."""
     try:

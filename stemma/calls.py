@@ -15,7 +15,17 @@ import httpx
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from stemma.api import Answer, Ask, CollectionStatus, DeleteResult, ImageRecord, IngestResult, Metadata, Status
+from stemma.api import (
+    Answer,
+    Ask,
+    CollectionStatus,
+    Comparison,
+    DeleteResult,
+    ImageRecord,
+    IngestResult,
+    Metadata,
+    Status,
+)
 from stemma.errors import BadRequest, DeadlineExceeded, NotFound, StemmaError, Unavailable, error_from_problem
 from stemma.packing import MEDIA_TYPE, unpack
 
@@ -140,7 +150,8 @@ def _is(response: httpx.Response, media_type: str) -> bool:
 def _lists(value: Any) -> Any:
     """Arrays as flat lists, which is how the contract's types hold them."""
     if isinstance(value, np.ndarray):
-        return value.ravel().tolist()
+        # a float32 as the number that was meant, the shortest that rounds to it: as in JSON
+        return (value.astype(str).astype(np.float64) if value.dtype == np.float32 else value).ravel().tolist()
     if isinstance(value, dict):
         return {name: _lists(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -176,6 +187,31 @@ class Calls:
             parameters={**self._collection, **asked},
             body=_bytes(image),
             read=_as(Answer),
+            timeout_s=timeout_s,
+        )
+
+    def compare(
+        self,
+        query: Image,
+        original: Image | None,
+        original_id: str | None,
+        deadline_ms: float | None,
+        timeout_s: float | None,
+    ) -> Call[Comparison]:
+        if (original is None) == (original_id is None):
+            raise BadRequest("give an original or the id of a stored one", subject="original")
+        parts: list[tuple[str, tuple[str | None, bytes]]] = [("query", (_name(query, 0), _bytes(query)))]
+        if original is not None:
+            parts.append(("original", (_name(original, 1), _bytes(original))))
+        else:
+            parts.append(("original_id", (None, str(original_id).encode())))
+        asked = {} if deadline_ms is None else {"deadline_ms": _text(deadline_ms)}
+        return Call(
+            method="POST",
+            path="/v1/compare",
+            parameters={**self._collection, **asked},
+            files=parts,
+            read=_as(Comparison),
             timeout_s=timeout_s,
         )
 

@@ -18,7 +18,17 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from stemma.api import Answer, Ask, CollectionStatus, DeleteResult, ImageRecord, IngestResult, Metadata, Status
+from stemma.api import (
+    Answer,
+    Ask,
+    CollectionStatus,
+    Comparison,
+    DeleteResult,
+    ImageRecord,
+    IngestResult,
+    Metadata,
+    Status,
+)
 from stemma.calls import Attempts, Call, Calls, Image, Options, value_of
 from stemma.errors import BadRequest, DeadlineExceeded, StemmaError
 
@@ -47,6 +57,22 @@ class Client:
     def search(self, image: Image, ask: Ask | None = None, *, timeout_s: float | None = None, **fields: Any) -> Answer:
         """Where a picture comes from; ``image`` is its bytes or a path, ``fields`` are those of ``Ask``."""
         return self._do(self._calls.search(image, ask, fields, timeout_s))
+
+    def compare(
+        self,
+        query: Image,
+        original: Image | None = None,
+        *,
+        original_id: str | None = None,
+        deadline_ms: float | None = None,
+        timeout_s: float | None = None,
+    ) -> Comparison:
+        """What was changed in ``query`` against one original: a picture (bytes or a path), or the id of a stored one.
+
+        Raises ``BadRequest`` for both or neither, ``NotFound`` for an id that is not there; errors of a picture have
+        ``query`` or ``original`` as their ``subject``.
+        """
+        return self._do(self._calls.compare(query, original, original_id, deadline_ms, timeout_s))
 
     def ingest(
         self,
@@ -136,6 +162,18 @@ class AsyncClient:
     ) -> Answer:
         """See ``Client.search``."""
         return await self._do(self._calls.search(image, ask, fields, timeout_s))
+
+    async def compare(
+        self,
+        query: Image,
+        original: Image | None = None,
+        *,
+        original_id: str | None = None,
+        deadline_ms: float | None = None,
+        timeout_s: float | None = None,
+    ) -> Comparison:
+        """See ``Client.compare``."""
+        return await self._do(self._calls.compare(query, original, original_id, deadline_ms, timeout_s))
 
     async def ingest(
         self,

@@ -1,7 +1,7 @@
 """The gateway in this process: a real catalog, partition and decoding children behind the ASGI app, and no Ray.
 
-The encoder is a stand-in without a network (a picture's own patches), so that the contract is tested in seconds; the
-real one runs in the live tests.
+Encoder and comparator are stand-ins without networks (a picture's own patches), so that the contract is tested in
+seconds; the real ones run in the live tests.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import io
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,14 @@ from stemma.api import CollectionStatus, DeleteResult, ImageRecord, IngestResult
 from stemma.catalog import Catalog, Draft
 from stemma.config import Settings, load
 from stemma.embedded import EmbeddedDecoder, EmbeddedShards, named_record
-from stemma.flow import Encoded, Pixels
+from stemma.flow import Encoded, Judged, Pairing, Pixels
 from stemma.index.codec import Codec
 from stemma.index.partition import Partition
-from stemma.networks.weights import card
+from stemma.networks.weights import card, comparator_card
 from stemma.query import Engine
 from stemma.vision.decode import DecodePool
 
-CARD = card()
+CARD = replace(card(), match_threshold=6.0)  # matches of the stand-in are weaker: strangers reach 4, copies 8
 PROJECTION = np.random.default_rng(7).normal(size=(64, 32))
 
 
@@ -64,6 +64,35 @@ def _unit(vector: np.ndarray, scale: float) -> np.ndarray:
 def _cells(grey_HW: np.ndarray) -> np.ndarray:
     patches = _grid(grey_HW, 112).reshape(14, 8, 14, 8).swapaxes(1, 2).reshape(196, 64)
     return _unit(patches @ PROJECTION, CARD.cells_scale)
+
+
+class PatchComparator:
+    """Lays the query over the original by resizing alone: where they differ much, it was changed. Instant."""
+
+    async def compare(self, query: Pixels, pairings: Sequence[Pairing]) -> list[Judged]:
+        return [self._judge(_small(Image.fromarray(query.rgb_HWC)), pairing) for pairing in pairings]
+
+    def _judge(self, query_HW: np.ndarray, pairing: Pairing) -> Judged:
+        original_HW = _small(Image.open(io.BytesIO(pairing.original)))
+        heatmap_RC = (np.clip(abs(query_HW - original_HW) / 64, 0, 1)).astype(np.float32)
+        changed = float((heatmap_RC > 0.5).mean())
+        distinct = float(changed > 0.5)
+        manipulated = (1 - distinct) * float(changed > 0.005)
+        return Judged(
+            benign=1 - distinct - manipulated,
+            manipulated=manipulated,
+            distinct=distinct,
+            logits=(0.0, 0.0, 0.0),
+            heatmap_RC=heatmap_RC,
+            transform=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
+            mirrored=False,
+            correlation=1.0,
+            grid_RC=heatmap_RC,
+        )
+
+
+def _small(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("L").resize((56, 56), Image.Resampling.BOX), dtype=np.float64)
 
 
 class PlainOriginals:
@@ -200,8 +229,10 @@ def _served(root: Path, name: str, pool: DecodePool, settings: Settings) -> Serv
     engine = Engine(
         decoder=EmbeddedDecoder(pool),
         encoder=PatchEncoder(),
+        comparator=PatchComparator(),
         shards=EmbeddedShards(catalog, partition, settings.limits),
         card=CARD,
+        comparator_card=comparator_card(),
         settings=settings,
     )
     return Served(name=name, engine=engine, originals=PlainOriginals(name, catalog, partition))

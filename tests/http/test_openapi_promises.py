@@ -47,7 +47,7 @@ def test_every_operation_says_what_it_takes(old_house: Any) -> None:
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     }
-    assert len(operations) == 10
+    assert len(operations) == 11
     search = operations["post", "/v1/search"]
     limits = {each["name"]: each["schema"].get("maximum") for each in search["parameters"]}
     assert limits["k"] == 100 and limits["deadline_ms"] == 60_000

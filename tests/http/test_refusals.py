@@ -64,7 +64,7 @@ def test_a_bad_filter_is_refused(old_house: Any, picture: Any, problem: Any, fil
     assert refused["code"] == "bad_request"
 
 
-@pytest.mark.parametrize("path", ["/", "/v2/search", "/v1/search/", "/v1/images/a/b", "/v1/compare", "/docs"])
+@pytest.mark.parametrize("path", ["/", "/v2/search", "/v1/search/", "/v1/images/a/b", "/docs"])
 def test_an_unknown_route_is_a_404_problem(old_house: Any, problem: Any, path: str) -> None:
     assert problem(old_house.ask("GET", path))["code"] == "not_found"
 
