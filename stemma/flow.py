@@ -2,7 +2,7 @@
 Judged -> Answer.
 
 Shape letters: H, W pixels; C channels; V views (0 upright, 1 mirrored; originals keep the upright one alone);
-D embedding (256); N cells (14 x 14 = 196, row-major); F features of a cell (32).
+D embedding (256); N cells (14 x 14 = 196, row-major); F features of a cell (32); O objects of a picture.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ EMBEDDING_DIM = 256
 CELL_GRID = 14
 CELL_COUNT = CELL_GRID * CELL_GRID
 CELL_DIM = 32
+OBJECT_DIM = 256
+OBJECTS_MAX = 8
+"""Boxes of one picture; the whole picture is an object beside them."""
+IMAGES_PER_WANTED = 4
+"""A search by objects keeps this many images for each one wanted, since codes only nearly rank as vectors do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +61,21 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Objects:
+    """Regions of one picture, best first; the whole picture is always the last one. No rows at all: never looked at."""
+
+    box_O4: Float
+    """x0, y0, x1, y1 in 0..1 of the picture."""
+    score_O: Float
+    """Detector's confidence."""
+    embedding_OD: Int8
+    """[O, 256], unit vectors under the one global scale of the objects' card."""
+
+    def __len__(self) -> int:
+        return len(self.score_O)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShardQuery:
     """One question to the shards, every default resolved: hosts decide nothing."""
 
@@ -67,6 +87,34 @@ class ShardQuery:
     filter: str | None = None
     as_of: int | None = None
     min_version: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectQuery:
+    """One question by objects to the shards, every default resolved: which images hold something that looks like one
+    of these?"""
+
+    objects_VOD: Int8
+    """[V, O, 256]; object o of view 1 is object o mirrored."""
+    images: int
+    """Distinct images wanted."""
+    scale: float
+    """Of the objects' card: distances are those of unit vectors."""
+    nprobe: int = 0
+    """Lists to probe for each object where objects are coded; 0 searches every list."""
+    filter: str | None = None
+    as_of: int | None = None
+    min_version: int | None = None
+    exclude: tuple[int, ...] = ()
+    """Rows that are no answer: the host and its duplicates."""
+
+    @property
+    def shortlist(self) -> int:
+        """Images that a host returns, and that stand until the last cut."""
+        return IMAGES_PER_WANTED * self.images
+
+
+AnyQuery = ShardQuery | ObjectQuery
 
 
 class Unit(NamedTuple):
@@ -97,8 +145,20 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectHit(Hit):
+    """One image of which some object is near some object of the query. ``refined_distance`` is D of OE-SIR eq. 7 (the
+    smallest over all pairs, exact), ``distance`` the same, but between hosts and merger where ``coded``."""
+
+    query_object: int
+    """Which of the query's objects, and which of the image's, are nearest: the first such pair in order (i, j)."""
+    donor_object: int
+    donor_box: tuple[float, float, float, float]
+    """Of that object, in 0..1 of the working copy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostReply:
-    """What one host answers to one ShardQuery."""
+    """What one host answers to one query; to an ``ObjectQuery`` all hits are ``ObjectHit``."""
 
     hits: tuple[Hit, ...]
     """At most ``shortlist`` coded and ``shortlist`` exact ones, in order; ``stemma.index.merge`` makes the last cut."""
@@ -113,25 +173,29 @@ class HostReply:
     sums them over hosts to decide how many lists to probe, so that the answer does not depend on the split."""
     nprobe: int = 0
     codec: str = "exact"
+    without_objects: int = 0
+    """To an ``ObjectQuery``: how many of ``images_searched`` have no objects, so that nothing of them was compared."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # by columns: 6,400 hits of 64 queries took 96 + 48 ms to pickle and back one by one, 12 + 19 so
         rest = {name: getattr(self, name) for name in _REPLY_FIELDS}
-        return (_reply, (tuple(zip(*map(_hit_values, self.hits), strict=True)), rest))
+        kind = type(self.hits[0]) if self.hits else Hit
+        return (_reply, (kind, tuple(zip(*map(_HIT_VALUES[kind], self.hits), strict=True)), rest))
 
 
-_HIT_FIELDS = tuple(each.name for each in fields(Hit))
+_HIT_FIELDS = {kind: tuple(each.name for each in fields(kind)) for kind in (Hit, ObjectHit)}
 _REPLY_FIELDS = tuple(each.name for each in fields(HostReply) if each.name != "hits")
-_hit_values = attrgetter(*_HIT_FIELDS)
+_HIT_VALUES = {kind: attrgetter(*names) for kind, names in _HIT_FIELDS.items()}
 # Of the slots: a frozen __init__ takes twice as long.
-_HIT_SETTERS = tuple(getattr(Hit, name).__set__ for name in _HIT_FIELDS)
+_HIT_SETTERS = {kind: tuple(getattr(kind, name).__set__ for name in names) for kind, names in _HIT_FIELDS.items()}
 
 
-def _reply(columns: tuple[tuple[Any, ...], ...], rest: dict[str, Any]) -> HostReply:
+def _reply(kind: type[Hit], columns: tuple[tuple[Any, ...], ...], rest: dict[str, Any]) -> HostReply:
     hits = []
+    setters = _HIT_SETTERS[kind]
     for values in zip(*columns, strict=True):
-        hit = object.__new__(Hit)
-        for put, value in zip(_HIT_SETTERS, values, strict=True):
+        hit = object.__new__(kind)
+        for put, value in zip(setters, values, strict=True):
             put(hit, value)
         hits.append(hit)
     return HostReply(hits=tuple(hits), **rest)
@@ -150,6 +214,8 @@ class Found:
     codec: str
     notes: tuple[str, ...] = ()
     timings_ms: dict[str, float] = field(default_factory=dict)
+    without_objects: int = 0
+    """See ``HostReply``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
