@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stemma.vision import benign, edits, geometry
+from stemma.vision import benign, edits, geometry, regions
 from stemma.vision.corruptions import corrupt
 
 Rgb = NDArray[np.uint8]
@@ -128,7 +128,7 @@ def test_elastic_at_low_severity_is_smooth(photo: Rgb) -> None:
 def test_the_feather_is_the_distance_to_the_outside() -> None:
     mask = np.zeros((20, 20), np.uint8)
     mask[5:15, 4:16] = 255
-    alpha = edits._feathered(mask, _rng(0))
+    alpha = regions.feathered(mask, _rng(0))
     outside = np.argwhere(mask == 0)
     feather = 1 / alpha[5, 10]
     for row, column in np.argwhere(mask > 0):
