@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from stemma.api import Answer, Candidate, Coverage, Used, Verdict, Versions
 from stemma.flow import Pixels
-from stemma.report import Entry, called, headline, render, summary, text, thumbnail, write_search_report
+from stemma.report import Entry, called, headline, render, summary, text, write_search_report
+from stemma.report.markup import thumbnail
 from stemma.vision.decode import working_copy
 
 VOID = {"meta", "img", "br", "link"}
@@ -127,7 +128,7 @@ def test_a_found_original_is_not_called_untrusted() -> None:
     assert headline(answer("inconclusive", candidate("a"))) == "No answer can be trusted"
 
 
-@pytest.mark.parametrize(("confidence", "shown"), [(0.873, "87%"), (0.9951, "> 99%"), (0.004, "0%"), (1.0, "100%")])
+@pytest.mark.parametrize(("confidence", "shown"), [(0.873, "87%"), (0.9951, "> 99%"), (0.004, "< 1%"), (1.0, "100%")])
 def test_confidence_is_a_percentage_that_claims_no_certainty(confidence: float, shown: str) -> None:
     page = Page(render([Entry(name="q", answer=answer(confidence=confidence))], title="t"))
     assert shown in page.words and "confidence" in page.words

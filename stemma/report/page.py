@@ -1,34 +1,32 @@
-"""Answers as one self-contained HTML page: query and original side by side, verdict, next candidates, small print.
+"""Answers as one self-contained HTML page: verdict, query against its original, next candidates, small print.
 
-No script, no font and no picture comes from elsewhere; pictures are JPEG data URIs. Light and dark follow the reader's
-system. Every string from outside (file names, metadata, notes) is escaped by ``text``, the only way into ``Html``.
-Letters: H, W pixels, C channels.
+Nothing comes from elsewhere: pictures are data URIs, and the page's own policy lets no script run but ``report.js``.
+Light and dark follow the reader's system. Every string from outside is escaped by ``markup.text``. Letters: H, W
+pixels, C channels.
 """
 
 from __future__ import annotations
 
 import base64
-import html
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NewType, Protocol
+from typing import Protocol
 
-import cv2
-import numpy as np
-
-from stemma.api import Answer, Candidate
+from stemma.api import Answer, Candidate, Comparison
 from stemma.config import DecodeSettings
+from stemma.errors import NotFound
 from stemma.flow import Bytes3
+from stemma.networks.weights import comparator_card
+from stemma.report.comparison import CHANGED_MIN, CLASSES, Sight, compared, odds_bar, words
+from stemma.report.markup import Html, join, percent, text, thumbnail
 from stemma.vision.decode import DecodePool, read_working_copy
-
-Html = NewType("Html", str)
-"""Text that may stand in the page as it is."""
+from stemma.vision.geometry import Size
 
 PICTURE_PX = 480
 CANDIDATE_PX = 132
 CANDIDATES_SHOWN = 5
-THUMBNAIL_QUALITY = 82
 
 HEADLINES = {
     "identical": "Identical to an original",
@@ -39,6 +37,18 @@ HEADLINES = {
     "unknown": "No original here",
 }
 FOUND_ONLY = "Original found"
+TOO_CLOSE = "Original found; whether it was changed is too close to call"
+PAIR_HEADLINES = {
+    "identical": "The same file",
+    "benign": "The same picture, unchanged in what it shows",
+    "manipulated": "The same picture, changed",
+    "inconclusive": "The same picture; whether it was changed is too close to call",
+    "spliced": "One contains part of the other",
+    "unknown": "Two different pictures",
+}
+"""Of two pictures that were named, where nothing was searched for."""
+STAGES = ("identity", "decode", "encode", "search", "pixels", "compare", "metadata")
+"""What the whole time is made of; other timings lie inside one of these."""
 NEARNESS = "verification score (larger is surer) · squared distance of the embeddings (0 to 4)"
 
 
@@ -50,8 +60,12 @@ class Entry:
     """What the query is called, e.g. its file name."""
     answer: Answer
     query_HWC: Bytes3 | None = None
+    query_size: Size | None = None
+    """(width, height) at full size, the pixels an answer speaks of; None where that is the working size."""
     originals: Mapping[str, Bytes3] = field(default_factory=dict)
     """Working copies by image id; a candidate without one is shown by name alone."""
+    changed_min: float = CHANGED_MIN
+    """Probability from which the comparator's card calls a place changed."""
     label: str = ""
     """What the query is known to be, e.g. "benign: jpeg 62, crop"."""
     wrong: str = ""
@@ -67,10 +81,13 @@ class Source(Protocol):
 def entry(name: str, body: bytes, answer: Answer, *, decoder: DecodePool, source: Source, **more: str) -> Entry:
     """An entry from the query's bytes, decoded in a child process as everywhere, and the originals' pixels."""
     ids = [candidate.image_id for candidate in answer.candidates[: CANDIDATES_SHOWN + 1]]
+    query = decoder.decode(body)
     return Entry(
         name=name,
         answer=answer,
-        query_HWC=decoder.decode(body).rgb_HWC,
+        query_HWC=query.rgb_HWC,
+        query_size=(query.width, query.height),
+        changed_min=shipped_changed_min(),
         originals={image_id: read_working_copy(source.pixels(image_id)) for image_id in ids},
         **more,
     )
@@ -85,6 +102,51 @@ def write_search_report(path: Path, answers: Sequence[tuple[Path, Answer]], sour
     found = sum(answer.original is not None for _, answer in answers)
     page = render(entries, title="Where these pictures come from", figures=summary(entries, found))
     path.write_text(page, encoding="utf-8")
+
+
+def write_comparison_report(
+    path: Path,
+    query: bytes | Path,
+    original: bytes | Path,
+    comparison: Comparison,
+    *,
+    query_name: str = "",
+    original_name: str = "",
+) -> None:
+    """The page of ``stemma compare --report``: two pictures, as bytes or files, and what the comparator says of them.
+
+    ``original`` may be any form of it whose working copy was compared. Names default to the files'. Raises ``OSError``
+    when a file cannot be read or the page not be written, and the decoder's errors.
+    """
+    with DecodePool(DecodeSettings(), children=1) as decoder:
+        asked, known = decoder.decode(_body(query)), decoder.decode(_body(original))
+    sight = Sight(
+        comparison=comparison,
+        query_HWC=asked.rgb_HWC,
+        query_size=(asked.width, asked.height),
+        original_HWC=known.rgb_HWC,
+        query_name=query_name or _file_name(query, "query"),
+        original_name=original_name or _file_name(original, "original"),
+        changed_min=shipped_changed_min(),
+    )
+    lead = f"{sight.query_name} (query) against {sight.original_name} (original)"
+    path.write_text(_document("What was changed", lead, "", pair_article(sight), ""), encoding="utf-8")
+
+
+def shipped_changed_min() -> float:
+    """From which probability on the shipped comparator calls a place changed; .5 where it is not shipped."""
+    try:
+        return comparator_card().heatmap_min
+    except NotFound:
+        return CHANGED_MIN
+
+
+def _body(picture: bytes | Path) -> bytes:
+    return picture if isinstance(picture, bytes) else picture.read_bytes()
+
+
+def _file_name(picture: bytes | Path, otherwise: str) -> str:
+    return otherwise if isinstance(picture, bytes) else picture.name
 
 
 def summary(entries: Sequence[Entry], found: int) -> list[tuple[str, str]]:
@@ -105,33 +167,93 @@ def render(
     entries: Sequence[Entry], *, title: str, lead: str = "", figures: Iterable[tuple[str, str]] = (), foot: str = ""
 ) -> str:
     """The whole page; ``figures`` are (value, what it is) pairs at its head, entries stand in the order given."""
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     tiles = join(f"<div><dt>{text(what)}</dt><dd>{text(value)}</dd></div>" for value, what in figures)
+    return _document(
+        title,
+        lead,
+        f'<dl class="figures">{tiles}</dl>' if tiles else "",
+        join(article(each) for each in entries),
+        f'<footer class="foot">{text(foot)}</footer>' if foot else "",
+    )
+
+
+def _document(title: str, lead: str, figures: str, cards: str, foot: str) -> str:
+    """The page around its cards; a script stands in it only where a comparison is shown."""
+    style, script = (Path(__file__).with_name(f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    needed = '<section class="compare' in cards
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{text(title)}</title><style>{style}</style></head><body><main>"
-        f'<header class="head"><h1>{text(title)}</h1>'
+        f"<title>{text(title)}</title><style>{style}</style>"
+        + (f"<script>{script}</script>" if needed else "")
+        + f'</head><body><main><header class="head"><h1>{text(title)}</h1>'
         + (f"<p>{text(lead)}</p>" if lead else "")
-        + (f'<dl class="figures">{tiles}</dl>' if tiles else "")
-        + f"</header>{join(article(each) for each in entries)}"
-        + (f'<footer class="foot">{text(foot)}</footer>' if foot else "")
-        + "</main></body></html>\n"
+        + f"{figures}</header>{cards}{foot}</main></body></html>\n"
     )
 
 
 def article(each: Entry) -> Html:
-    """One answer as a card. Later sections (a slider, a heatmap) go between ``pictures`` and ``others``."""
-    parts = (_top(each), _wrong(each), pictures(each), _notes(each.answer), others(each), details(each.answer))
+    """One answer as a card: the comparison where there is one, else query and original side by side."""
+    sight = _sight(each)
+    shown = pictures(each) if sight is None else compared(sight)
+    said = Html("") if sight is None else _said(sight)
+    parts = (
+        _top(each),
+        said,
+        _label(each),
+        _wrong(each),
+        shown,
+        _notes(each.answer),
+        others(each),
+        details(each.answer),
+    )
     state = " is-wrong" if each.wrong else ""
     return Html(f'<article class="card v-{text(_tone(each.answer))}{state}">{join(parts)}</article>')
+
+
+def pair_article(sight: Sight) -> Html:
+    """A comparison alone as a card, where nothing was searched for."""
+    verdict = sight.comparison.verdict
+    top = _header(verdict, PAIR_HEADLINES[verdict])
+    return Html(f'<article class="card v-{text(verdict)}">{top}{_said(sight)}{compared(sight)}</article>')
+
+
+def _sight(each: Entry) -> Sight | None:
+    original = each.answer.original
+    if original is None or original.comparison is None or each.query_HWC is None:
+        return None
+    pixels = each.originals.get(original.image_id)
+    height, width = each.query_HWC.shape[:2]
+    return (
+        pixels
+        if pixels is None
+        else Sight(
+            comparison=original.comparison,
+            query_HWC=each.query_HWC,
+            query_size=each.query_size or (width, height),
+            original_HWC=pixels,
+            query_name=each.name,
+            original_name=called(original),
+            changed_min=each.changed_min,
+        )
+    )
+
+
+def _said(sight: Sight) -> Html:
+    """What was found in words, and whose pictures these are."""
+    names = (("query", sight.query_name), ("original", sight.original_name))
+    whose = join(f'<span><b>{role}</b> <span class="name">{text(name)}</span></span>' for role, name in names)
+    return Html(f'<p class="words">{text(words(sight))}</p><p class="whose">{whose}</p>')
 
 
 def headline(answer: Answer) -> str:
     """The verdict as a person would say it."""
     if answer.verdict == "inconclusive" and answer.original is not None:
-        return FOUND_ONLY
+        return FOUND_ONLY if answer.original.comparison is None else TOO_CLOSE
     return HEADLINES[answer.verdict]
 
 
@@ -154,7 +276,7 @@ def others(each: Entry) -> Html:
     items = join(
         f"<li>{_image(each.originals.get(c.image_id), called(c), CANDIDATE_PX)}"
         f'<span class="name" title="{text(called(c))}">{text(called(c))}</span>'
-        f'<span class="num" title="{NEARNESS}">{text(_nearness(c))}</span></li>'
+        f'<span class="num" title="{NEARNESS}">{text(_nearness(c))}</span>{_likely(c)}</li>'
         for c in rest
     )
     what = "Next candidates" if original is not None else "Nearest, none of them verified"
@@ -179,7 +301,8 @@ def details(answer: Answer) -> Html:
     warning = "" if answer.coverage.complete else f'<p class="warn">{text(_coverage(answer))}</p>'
     total = answer.timings_ms.get("total")
     brief = f"{total:.0f} ms · " if total is not None else ""
-    return Html(f"{warning}<details><summary>{text(brief)}how it was answered</summary><dl>{body}</dl></details>")
+    brief += f"{answer.coverage.images_searched:,} images searched · version {answer.versions.seq}"
+    return Html(f"{warning}<details><summary>{text(brief)}</summary><dl>{body}</dl></details>")
 
 
 def called(candidate: Candidate) -> str:
@@ -187,38 +310,24 @@ def called(candidate: Candidate) -> str:
     return str(candidate.metadata.get("name") or candidate.image_id)
 
 
-def text(value: object) -> Html:
-    """Any value as escaped text, quotes and control characters included: file names are hostile."""
-    plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
-    return Html(html.escape(plain, quote=True))
-
-
-def join(parts: Iterable[str]) -> Html:
-    """Pieces of the page, one after another."""
-    return Html("".join(parts))
-
-
-def thumbnail(rgb_HWC: Bytes3, side_px: int) -> str:
-    """A JPEG data URI whose longer side is at most ``side_px``; never enlarged."""
-    height, width = rgb_HWC.shape[:2]
-    scale = min(1.0, side_px / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = cv2.resize(np.ascontiguousarray(rgb_HWC), size, interpolation=cv2.INTER_AREA)
-    done, body = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, THUMBNAIL_QUALITY])
-    assert done
-    return "data:image/jpeg;base64," + base64.b64encode(body.tobytes()).decode("ascii")
-
-
 def _top(each: Entry) -> Html:
     answer = each.answer
-    sure = "> 99%" if 0.99 < answer.confidence < 1 else f"{100 * answer.confidence:.0f}%"
-    sure, what = ("exact", "same bytes") if answer.verdict == "identical" else (sure, "confidence")
-    return Html(
-        f'<header><div><span class="badge">{text(answer.verdict)}</span><h2>{text(headline(answer))}</h2></div>'
-        f'<div class="sure" title="calibrated probability that the verdict is right">'
-        f"<b>{text(sure)}</b><span>{what}</span></div>"
-        f"</header>" + (f'<p class="label">{text(each.label)}</p>' if each.label else "")
+    sure, what = (
+        ("exact", "same bytes") if answer.verdict == "identical" else (percent(answer.confidence), "confidence")
     )
+    figure = (
+        f'<div class="sure" title="calibrated probability that the verdict is right"><b>{text(sure)}</b>'
+        f"<span>{what}</span></div>"
+    )
+    return _header(answer.verdict, headline(answer), figure)
+
+
+def _label(each: Entry) -> Html:
+    return Html(f'<p class="label">{text(each.label)}</p>' if each.label else "")
+
+
+def _header(verdict: str, said: str, figure: str = "") -> Html:
+    return Html(f'<header><div><span class="badge">{text(verdict)}</span><h2>{text(said)}</h2></div>{figure}</header>')
 
 
 def _wrong(each: Entry) -> Html:
@@ -248,8 +357,19 @@ def _nearness(candidate: Candidate) -> str:
     return f"{match}at {candidate.refined_distance:.2f}"
 
 
+def _likely(candidate: Candidate) -> Html:
+    """What the comparator says of a candidate that it saw, in small."""
+    odds = candidate.probabilities
+    if odds is None:
+        return Html("")
+    said = max(CLASSES, key=lambda each: float(getattr(odds, each[0])))
+    return Html(f'{odds_bar(odds)}<span class="num">{said[1]} {text(percent(getattr(odds, said[0])))}</span>')
+
+
 def _tone(answer: Answer) -> str:
-    return "found" if answer.verdict == "inconclusive" and answer.original is not None else answer.verdict
+    original = answer.original
+    only_found = answer.verdict == "inconclusive" and original is not None and original.comparison is None
+    return "found" if only_found else answer.verdict
 
 
 def _coverage(answer: Answer) -> str:
@@ -273,7 +393,7 @@ def _timings(answer: Answer) -> Html:
     """Stages as a bar whose parts are as long as they took, then as numbers."""
     stages = {k: v for k, v in answer.timings_ms.items() if k != "total"}
     total = answer.timings_ms.get("total", sum(stages.values())) or 1.0
-    inner = [name for name in ("identity", "decode", "encode", "search", "metadata") if name in stages]
+    inner = [name for name in STAGES if name in stages]
     bar = join(
         f'<i style="width:{min(100.0, 100 * stages[name] / total):.2f}%" title="{text(name)}"></i>' for name in inner
     )
