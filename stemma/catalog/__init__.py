@@ -2,6 +2,6 @@
 
 from stemma.catalog.catalog import Catalog
 from stemma.catalog.ledger import Snapshot
-from stemma.catalog.schema import ColumnType, Draft, StoredObject
+from stemma.catalog.schema import ColumnType, Draft
 
-__all__ = ["Catalog", "ColumnType", "Draft", "Snapshot", "StoredObject"]
+__all__ = ["Catalog", "ColumnType", "Draft", "Snapshot"]

@@ -245,7 +245,8 @@ class Catalog:
         """Values of rows (dead ones too) in the order asked, checked against their CRCs.
 
         ``embedding`` is int8 [R, 256], ``cells`` int8 [R, 196, 32], ``row`` and ``seq`` uint64 [R]; lists for others
-        (encoding.READABLE). Raises NotFound for a row that is not there, Corrupt naming row and image_id.
+        (encoding.READABLE), of ``Objects`` for ``objects`` (none of them where nobody looked). Raises NotFound for a
+        row that is not there, Corrupt naming row and image_id.
         """
         row_N = np.asarray(rows, np.uint64)
         now = self._state.now

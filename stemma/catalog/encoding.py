@@ -1,10 +1,11 @@
 """Drafts to Arrow and back, each group of columns under its CRC (the groups are drawn in schema.py).
 
-Letters: R rows, D embedding, N cells, F features of a cell.
+Letters: R rows, D embedding, N cells, F features of a cell, O objects (of all rows together).
 """
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from stemma.catalog.schema import (
     CELLS_WIDTH,
+    OBJECT,
     ColumnType,
     Draft,
     catalog_schema,
@@ -26,7 +28,7 @@ from stemma.catalog.schema import (
     join_metadata,
 )
 from stemma.errors import BadRequest
-from stemma.flow import CELL_COUNT, CELL_DIM, EMBEDDING_DIM
+from stemma.flow import CELL_COUNT, CELL_DIM, EMBEDDING_DIM, OBJECT_DIM, Objects
 
 IDENTITY = ("row", "seq", "key", "sha256", "crc")
 ABOUT = ("width", "height", "weights", "job", "source", "extra", "crc_about")
@@ -67,7 +69,8 @@ def encode(numbered: Sequence[Numbered], seq: int, columns: Mapping[str, ColumnT
     start_R = _starts(row_R, drafts[0].weights)
     embedding_RD = np.stack([draft.embedding_D for draft in drafts])
     cells_RW = np.stack([draft.cells_NF.reshape(-1) for draft in drafts])
-    objects = [[_object(one.box, one.score, one.embedding_D) for one in draft.objects] for draft in drafts]
+    objects_R = [draft.objects if draft.objects is not None else _NO_OBJECTS for draft in drafts]
+    objects = _Listed.of(objects_R)
     about = [
         _about_bytes((d.width, d.height, d.weights, d.job, d.source, item.extra), item.typed)
         for item, d in zip(numbered, drafts, strict=True)
@@ -90,8 +93,8 @@ def encode(numbered: Sequence[Numbered], seq: int, columns: Mapping[str, ColumnT
         "crc_embedding": _crcs(embedding_RD, start_R),
         "cells": _fixed(cells_RW),
         "crc_cells": _crcs(cells_RW, start_R),
-        "objects": objects,
-        "crc_objects": _crcs([_objects_bytes(row) for row in objects], start_R),
+        "objects": objects.arrow(),
+        "crc_objects": _crcs(objects.parts(), start_R),
         "pixels": [draft.pixels for draft in drafts],
         "crc_pixels": _crcs([draft.pixels for draft in drafts], start_R),
         **{column_name(key): [item.typed.get(key) for item in numbered] for key in columns},
@@ -136,8 +139,8 @@ def decode(
         "image_id": lambda: _decode_ids(table, key_R),
         "embedding": lambda: _decode_fixed(table, "embedding", EMBEDDING_DIM, start_R),
         "cells": lambda: _decode_fixed(table, "cells", CELLS_WIDTH, start_R).reshape(-1, CELL_COUNT, CELL_DIM),
-        "objects": lambda: _decode_listed(table, "objects", start_R, _objects_bytes),
-        "pixels": lambda: _decode_listed(table, "pixels", start_R, bytes),
+        "objects": lambda: _decode_objects(table, start_R),
+        "pixels": lambda: _decode_pixels(table, start_R),
     }
     return {name: out[name] if name in out else makers[name]() for name in columns}
 
@@ -196,18 +199,21 @@ def _decode_ids(table: pa.Table, key_R: NDArray[np.uint64]) -> list[str]:
 
 
 def _decode_fixed(table: pa.Table, name: str, width: int, start_R: NDArray[np.uint32]) -> NDArray[np.int8]:
-    column = table[name].combine_chunks() if table[name].num_chunks != 1 else table[name].chunk(0)
-    value_RW = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+    value_RW = _one_chunk(table[name]).flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
     _check(_crcs(value_RW, start_R), _numpy(table, f"crc_{name}"), name)
     assert value_RW.dtype == np.int8
     return np.asarray(value_RW, np.int8)
 
 
-def _decode_listed(
-    table: pa.Table, name: str, start_R: NDArray[np.uint32], to_bytes: Callable[[Any], bytes]
-) -> list[Any]:
-    values: list[Any] = table[name].to_pylist()
-    _check(_crcs([to_bytes(value) for value in values], start_R), _numpy(table, f"crc_{name}"), name)
+def _decode_objects(table: pa.Table, start_R: NDArray[np.uint32]) -> list[Objects]:
+    listed = _Listed.read(_one_chunk(table["objects"]))
+    _check(_crcs(listed.parts(), start_R), _numpy(table, "crc_objects"), "objects")
+    return listed.rows()
+
+
+def _decode_pixels(table: pa.Table, start_R: NDArray[np.uint32]) -> list[bytes]:
+    values: list[bytes] = table["pixels"].to_pylist()
+    _check(_crcs(values, start_R), _numpy(table, "crc_pixels"), "pixels")
     return values
 
 
@@ -251,19 +257,67 @@ def _about_bytes(fixed: Sequence[Any], typed: Mapping[str, Any]) -> bytes:
     return packed
 
 
-def _object(box: Sequence[float], score: float, embedding_D: NDArray[np.int8]) -> dict[str, Any]:
-    return {"box": np.asarray(box, np.float32).tolist(), "score": float(np.float32(score)), "embedding": embedding_D}
+_NO_OBJECTS = Objects(
+    box_O4=np.empty((0, 4), np.float32),
+    score_O=np.empty(0, np.float32),
+    embedding_OD=np.empty((0, OBJECT_DIM), np.int8),
+)
 
 
-def _objects_bytes(objects: Sequence[Mapping[str, Any]]) -> bytes:
-    return b"".join(
-        struct.pack("<5f", *one["box"], one["score"]) + np.asarray(one["embedding"], np.int8).tobytes()
-        for one in objects
-    )
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """The objects of many rows in one set of arrays, so that reading a segment's worth makes no Python object each."""
+
+    at_R1: NDArray[np.int64]
+    """[R + 1] where each row's objects begin."""
+    objects: Objects
+
+    @classmethod
+    def of(cls, objects_R: Sequence[Objects]) -> _Listed:
+        at_R1 = np.concatenate([[0], np.cumsum([len(one) for one in objects_R])]).astype(np.int64)
+        box_O4 = np.concatenate([one.box_O4 for one in objects_R])
+        score_O = np.concatenate([one.score_O for one in objects_R])
+        embedding_OD = np.concatenate([one.embedding_OD for one in objects_R])
+        return cls(at_R1, Objects(box_O4=box_O4, score_O=score_O, embedding_OD=embedding_OD))
+
+    @classmethod
+    def read(cls, column: pa.ListArray) -> _Listed:
+        at_R1 = column.offsets.to_numpy().astype(np.int64)
+        box_O, score_O, embedding_O = column.flatten().flatten()
+        objects = Objects(
+            box_O4=box_O.flatten().to_numpy(zero_copy_only=False).reshape(-1, 4),
+            score_O=score_O.to_numpy(zero_copy_only=False),
+            embedding_OD=embedding_O.flatten().to_numpy(zero_copy_only=False).reshape(-1, OBJECT_DIM),
+        )
+        return cls(at_R1 - at_R1[0], objects)
+
+    def arrow(self) -> pa.Array:
+        columns = [_fixed(self.objects.box_O4), pa.array(self.objects.score_O), _fixed(self.objects.embedding_OD)]
+        return pa.ListArray.from_arrays(
+            pa.array(self.at_R1, pa.int32()), pa.StructArray.from_arrays(columns, fields=list(OBJECT))
+        )
+
+    def parts(self) -> list[bytes]:
+        """What the CRC of each row covers: box, score and embedding of one object after the other."""
+        number_OB = np.column_stack([self.objects.box_O4, self.objects.score_O]).astype("<f4").view(np.uint8)
+        body = np.concatenate([number_OB, self.objects.embedding_OD.view(np.uint8)], axis=1).tobytes()
+        width = number_OB.shape[1] + OBJECT_DIM
+        return [body[lo * width : hi * width] for lo, hi in itertools.pairwise(self.at_R1.tolist())]
+
+    def rows(self) -> list[Objects]:
+        whole = self.objects
+        return [
+            Objects(box_O4=whole.box_O4[lo:hi], score_O=whole.score_O[lo:hi], embedding_OD=whole.embedding_OD[lo:hi])
+            for lo, hi in itertools.pairwise(self.at_R1.tolist())
+        ]
 
 
-def _fixed(value_RW: NDArray[np.int8]) -> pa.Array:
+def _fixed(value_RW: NDArray[Any]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(value_RW).reshape(-1)), value_RW.shape[1])
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
 def _numpy(table: pa.Table, name: str) -> NDArray[Any]:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from stemma.api import Metadata
 from stemma.config import LimitSettings
 from stemma.errors import BadRequest
-from stemma.flow import CELL_COUNT, CELL_DIM, EMBEDDING_DIM
+from stemma.flow import CELL_COUNT, CELL_DIM, EMBEDDING_DIM, OBJECT_DIM, OBJECTS_MAX, Objects
 
 ColumnType = Literal["text", "integer", "float", "boolean"]
 
@@ -48,11 +48,11 @@ ARROW_TYPES: dict[ColumnType, pa.DataType] = {
     "boolean": pa.bool_(),
 }
 
-_OBJECT = pa.struct(
+OBJECT = pa.struct(
     [
         pa.field("box", pa.list_(pa.float32(), 4), nullable=False),
         pa.field("score", pa.float32(), nullable=False),
-        pa.field("embedding", pa.list_(pa.int8(), EMBEDDING_DIM), nullable=False),
+        pa.field("embedding", pa.list_(pa.int8(), OBJECT_DIM), nullable=False),
     ]
 )
 
@@ -74,7 +74,7 @@ FIXED_FIELDS: tuple[pa.Field, ...] = (
     pa.field("crc_embedding", pa.uint32(), nullable=False),
     pa.field("cells", pa.list_(pa.int8(), CELLS_WIDTH), nullable=False),
     pa.field("crc_cells", pa.uint32(), nullable=False),
-    pa.field("objects", pa.list_(_OBJECT), nullable=False),
+    pa.field("objects", pa.list_(OBJECT), nullable=False),
     pa.field("crc_objects", pa.uint32(), nullable=False),
     pa.field("pixels", pa.binary(), nullable=False),
     pa.field("crc_pixels", pa.uint32(), nullable=False),
@@ -87,15 +87,6 @@ TOMBSTONE_SCHEMA = pa.schema(
         pa.field("crc", pa.uint32(), nullable=False),
     ]
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredObject:
-    """One object of a picture: box x0, y0, x1, y1 in 0..1 of the working copy, detector score, int8 embedding [D]."""
-
-    box: tuple[float, float, float, float]
-    score: float
-    embedding_D: NDArray[np.int8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +112,8 @@ class Draft:
     job: str
     source: str
     metadata: Metadata
-    objects: tuple[StoredObject, ...] = ()
+    objects: Objects | None = None
+    """None: nobody looked for objects, and no search by objects finds this picture."""
 
     def __post_init__(self) -> None:
         if not self.pixels:
@@ -132,6 +124,24 @@ class Draft:
             raise ValueError(f"cells are int8 [{CELL_COUNT}, {CELL_DIM}], not {self.cells_NF.shape}")
         if len(self.sha256) != 64 or set(self.sha256) - set("0123456789abcdef"):
             raise ValueError("sha256 is 64 lower-case hex digits")
+        if self.objects is not None:
+            _check_objects(self.objects)
+
+
+def _check_objects(objects: Objects) -> None:
+    """Raises ValueError."""
+    count = len(objects)
+    if not 1 <= count <= OBJECTS_MAX + 1:
+        raise ValueError(f"a picture has at most {OBJECTS_MAX} objects and itself, not {count}")
+    wanted = ((objects.box_O4, (count, 4), np.float32), (objects.embedding_OD, (count, OBJECT_DIM), np.int8))
+    for array, shape, kind in (*wanted, (objects.score_O, (count,), np.float32)):
+        if array.shape != shape or array.dtype != kind:
+            raise ValueError(f"objects have {np.dtype(kind).name} {shape} here, not {array.dtype} {array.shape}")
+    x0_O, y0_O, x1_O, y1_O = objects.box_O4.T
+    if not ((x0_O >= 0) & (x0_O < x1_O) & (x1_O <= 1) & (y0_O >= 0) & (y0_O < y1_O) & (y1_O <= 1)).all():
+        raise ValueError("an object's box is x0 < x1, y0 < y1 in 0..1 of the picture")
+    if objects.box_O4[-1].tolist() != [0, 0, 1, 1]:
+        raise ValueError("the last object is the whole picture")
 
 
 def catalog_schema(columns: Mapping[str, ColumnType]) -> pa.Schema:

@@ -16,8 +16,9 @@ import pytest
 from stemma.catalog.catalog import Catalog
 from stemma.catalog.encoding import READABLE, RowMismatch, decode, physical
 from stemma.catalog.fsck import fsck
-from stemma.catalog.schema import Draft, StoredObject
+from stemma.catalog.schema import Draft
 from stemma.errors import Corrupt, NotFound, StemmaError
+from stemma.flow import Objects
 
 MakeDraft = Callable[..., Draft]
 
@@ -26,9 +27,10 @@ MakeDraft = Callable[..., Draft]
 def sound(tmp_path_factory: pytest.TempPathFactory, draft: MakeDraft) -> Path:
     """A small collection with a bit of everything."""
     root = tmp_path_factory.mktemp("sound") / "photos.stemma"
-    one = StoredObject(box=(0.0, 0.0, 0.5, 0.5), score=0.5, embedding_D=np.ones(256, np.int8))
+    box_O4 = np.array([[0, 0, 0.5, 0.5], [0, 0, 1, 1]], np.float32)
+    two = Objects(box_O4=box_O4, score_O=np.full(2, 0.5, np.float32), embedding_OD=np.ones((2, 256), np.int8))
     with Catalog.create(str(root)) as catalog:
-        catalog.commit([draft(n, f"id{n}", metadata={"year": n, "tags": ["x"]}, objects=(one,)) for n in range(3)])
+        catalog.commit([draft(n, f"id{n}", metadata={"year": n, "tags": ["x"]}, objects=two) for n in range(3)])
         catalog.commit([draft(n, f"id{n}", metadata={"year": n}) for n in range(3, 6)])
         catalog.commit([draft("other", "id1")], replace=True)
         catalog.delete(["id0"])
@@ -41,6 +43,9 @@ def everything(url: Path) -> list[Any]:
     catalog = Catalog.open(str(url))
     snapshot = catalog.snapshot()
     values = catalog.read(snapshot.row_R, READABLE)
+    values["objects"] = [
+        (one.box_O4.tolist(), one.score_O.tolist(), one.embedding_OD.tolist()) for one in values["objects"]
+    ]
     plain = [value.tolist() if isinstance(value, np.ndarray) else value for value in values.values()]
     return [plain, list(catalog.ids()), snapshot.deleted_R.tolist(), catalog.seq, catalog.columns]
 

@@ -17,7 +17,6 @@ from stemma.catalog.schema import (
     FIXED_FIELDS,
     ColumnType,
     Draft,
-    StoredObject,
     catalog_schema,
     column_name,
     columns_of,
@@ -151,19 +150,16 @@ def test_declared_columns_are_all_there_will_be(url: str, draft: Callable[..., D
 
 
 def test_a_row_comes_back_as_it_went_in(catalog: Catalog, draft: Callable[..., Draft]) -> None:
-    found = StoredObject(box=(0.1, 0.2, 0.5, 1.0), score=0.75, embedding_D=np.full(256, -7, np.int8))
-    one = draft("x", "mine", objects=(found, found), pixels=b"\xff\xd8" + bytes(5000), width=3, height=2**31 - 1)
+    one = draft("x", "mine", pixels=b"\xff\xd8" + bytes(5000), width=3, height=2**31 - 1)
     catalog.commit([one, draft("y")])
     values = catalog.read(
         catalog.rows_of(["mine"]),
-        ["row", "seq", "image_id", "sha256", "width", "height", "weights", "job", "source", "pixels", "objects"],
+        ["row", "seq", "image_id", "sha256", "width", "height", "weights", "job", "source", "pixels"],
     )
-    assert {name: value[0] for name, value in values.items() if name != "objects"} == {
+    assert {name: value[0] for name, value in values.items()} == {
         "row": 0, "seq": 1, "image_id": "mine", "sha256": one.sha256, "width": 3, "height": 2**31 - 1, "weights": "w1",
         "job": "job", "source": one.source, "pixels": one.pixels,
     }  # fmt: skip
-    assert len(values["objects"][0]) == 2
-    np.testing.assert_allclose(values["objects"][0][1]["box"], found.box, rtol=1e-6)
     assert catalog.pixels("mine") == one.pixels
 
 
