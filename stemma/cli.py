@@ -21,7 +21,7 @@ COMMANDS = {
     "evaluate": ("evaluation.commands:evaluate", "measure it on queries with known answers"),
     "bench": ("benchmarks.commands:bench", "measure its speed"),
     "train": ("training.commands:train", "fit the networks' projections, codec and thresholds"),
-    "weights": ("training.commands:weights", "list and verify the networks' weights"),
+    "weights": ("training.weights_commands:weights", "list, verify, import and export the networks' weights"),
 }
 
 

@@ -1,37 +1,81 @@
-"""``stemma train`` and ``stemma weights``: fit what is fitted, and say what weights are there."""
+"""``stemma train``: train the networks, and fit what is fitted."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from stemma.errors import BadRequest
-from stemma.networks import weights as files
-from stemma.terminal import run
-from training import fit
+from stemma.errors import BadRequest, NotFound
+from stemma.terminal import notes, run
+from training import fit, loop, recipe
 from training.own_codec import train_own_codec
 
+NETWORKS = ("encoder", "comparator")
 FITS = ("pca", "codec", "threshold")
 
 
 def train(argv: list[str]) -> int:
-    """``stemma train pca | codec | threshold --data DIR``, ``stemma train codec --collection DIR``."""
-    return run(_train, argv, name="train")
+    """``stemma train encoder | comparator``, ``stemma train pca | codec | threshold``."""
+    network = bool(argv) and argv[0] in NETWORKS
+    return run(_network if network else _fit, argv, name="train")
 
 
-def weights(argv: list[str]) -> int:
-    """``stemma weights list | show | verify``."""
-    return run(_weights, argv, name="weights")
+def _network(
+    what: Annotated[str, typer.Argument(help="encoder or comparator")],
+    config: Annotated[
+        Path | None, typer.Option(help="training config; default: that of the starter, or of the run that is resumed")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(envvar="STEMMA_DATA", help="development data")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Ray Train workers; 0: the bare loop in this process")] = 0,
+    gpus: Annotated[bool, typer.Option("--gpus", help="a GPU for each worker")] = False,
+    name: Annotated[str | None, typer.Option("--run", help="name of a new run; default: network and time")] = None,
+    resume: Annotated[str | None, typer.Option(help="name of a run to go on with")] = None,
+    begin: Annotated[
+        str | None, typer.Option(help="weights to start from: a checkpoint, a safetensors file, or 'shipped'")
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="change the config")] = None,
+    runs: Annotated[Path, typer.Option(help="folder of the runs")] = Path("out/runs"),
+    address: Annotated[
+        str | None, typer.Option(help="a running Ray cluster to join; default: one for this run")
+    ] = None,
+) -> int:
+    """Train a network; everything a run leaves is in its folder. Ctrl-C and SIGTERM lose no more than a checkpoint."""
+    if data is None:
+        raise BadRequest("say where the development data is: --data DIR or STEMMA_DATA", subject="--data")
+    if resume is not None and (name is not None or begin is not None):
+        raise BadRequest("a resumed run has its name and its weights", subject="--run" if name else "--begin")
+    folder = runs / (resume or name or f"{what}-{datetime.now():%Y%m%d-%H%M%S}")
+    chosen = config or (recipe.default_path(what) if resume is None else _kept(folder))
+    found = recipe.read(chosen, overrides or ())
+    if found.network != what:
+        raise BadRequest(f"this config is of the {found.network}", subject=str(chosen))
+    # imported late: help and refusals need no torch.distributed
+    from training import finish, launch
+
+    how = {"resume": resume is not None, "begin": begin, "gpus": gpus}
+    if workers:
+        done = launch.spread(found, data, folder, workers=workers, address=address, **how)
+    else:
+        done = launch.alone(found, data, folder, **how)
+    for path in finish.finish(found, data, folder, gpus=gpus):
+        notes().print(f"{path}", highlight=False, soft_wrap=True)
+    print(f"{folder}: {done} of {recipe.steps(found)} steps")
+    return 0
 
 
-def _train(
-    what: Annotated[str, typer.Argument(help="pca, codec or threshold, in this order")],
+def _kept(folder: Path) -> Path:
+    """The config that a run was started with."""
+    path = folder / loop.CONFIG
+    if not path.exists():
+        raise NotFound("there is no run of this name to resume", subject=str(folder))
+    return path
+
+
+def _fit(
+    what: Annotated[str, typer.Argument(help="pca, codec or threshold, in this order; encoder or comparator")],
     data: Annotated[Path | None, typer.Option(envvar="STEMMA_DATA", help="development data")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of weights; default: the shipped one")] = None,
     collection: Annotated[
@@ -39,9 +83,13 @@ def _train(
     ] = None,
     kind: Annotated[str, typer.Option(help="codec of a collection: opq or paper")] = "opq",
 ) -> int:
-    """Fit the starter's projections, its codec or its match threshold; or a collection's own codec. Seeded."""
+    """Fit the starter's projections, its codec or its match threshold; or a collection's own codec. Seeded.
+
+    `stemma train encoder --help` and `stemma train comparator --help` tell how the networks are trained.
+    """
     if what not in FITS:
-        raise BadRequest(f"nothing is trained by the name {what!r}; there are {', '.join(FITS)}", subject=what)
+        names = ", ".join((*NETWORKS, *FITS))
+        raise BadRequest(f"nothing is trained by the name {what!r}; there are {names}", subject=what)
     if what == "codec" and collection is not None:
         codec = train_own_codec(str(collection), kind)
         print(f"{codec.id}: {codec.nlist} lists, from {codec.card['trained_on']} originals")
@@ -49,37 +97,3 @@ def _train(
     if data is None:
         raise BadRequest("say where the development data is: --data DIR or STEMMA_DATA", subject="--data")
     return fit.main([what, "--data", str(data), *(["--out", str(out)] if out is not None else [])])
-
-
-def _weights(
-    what: Annotated[str, typer.Argument(help="list, show or verify")] = "list",
-    folder: Annotated[
-        Path | None, typer.Option("--weights", help="folder of weights; default: the shipped ones")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
-) -> int:
-    """What weights are there, what stands on their card, and whether their files are what the card says."""
-    if what == "list":
-        _list(as_json)
-    elif what == "show":
-        print(json.dumps(asdict(files.card(folder)), indent=1, ensure_ascii=False))
-    elif what == "verify":
-        card, _ = files.read_tensors(folder)
-        print(f"{card.digest}  {card.name}: the file is what its card says")
-    else:
-        raise BadRequest(f"weights takes list, show or verify, not {what!r}", subject=what)
-    return 0
-
-
-def _list(as_json: bool) -> None:
-    cards = files.available()
-    if as_json:
-        for card in cards:
-            print(json.dumps({"name": card.name, "size": card.size, "digest": card.digest, "what": card.what}))
-        return
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("name", "size", "digest", "what"):
-        table.add_column(name)
-    for card in cards:
-        table.add_row(card.name, card.size, card.digest[:12], card.what)
-    Console().print(table)
