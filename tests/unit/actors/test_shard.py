@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from cluster.fanout import Ask, Done, Failure, Fanout
 from cluster.health import Health
 from cluster.invariants import audit_found
 from cluster.placement import Confirm, Directory, Instruction, Orders
-from cluster.routing import Call, Routing
+from cluster.reading import reads
+from cluster.routing import Call, Key, Routing
 from stemma.catalog import Catalog
 from stemma.config import Settings
 from stemma.errors import BadRequest, DeadlineExceeded, NotFound, StaleRouting, StemmaError
@@ -189,6 +191,36 @@ def test_calls_that_cannot_be_answered(collection: str, tree: Any, a_question: A
     assert not isinstance(good, StemmaError) and len(good.hits) == 10
     assert isinstance(wrong, BadRequest)
     assert isinstance(future, StemmaError) and future.subject == "min_version"
+
+
+def test_hosts_give_the_pixels_of_what_they_own(collection: str, tree: Any, drafts: Any) -> None:
+    local = Local(collection, tree(copies=2, tail_rows_max=20), 3)
+    local.reseal()
+    with Catalog.open(collection, write=True) as catalog:
+        catalog.commit(drafts(range(100, 103)))  # no host was told
+        rows = list(range(63))
+        right = dict(zip(rows, catalog.read(rows, ["pixels"])["pixels"], strict=True))
+    for avoid in (frozenset[str](), frozenset({"h1"})):
+        given: dict[int, bytes] = {}
+        for read in reads(local.routing, [*rows, 5_000], avoid):
+            host = local.shards[read.call.host]
+            given |= (share := host.pixels(collection, read.call, read.rows, 1e6))
+            assert set(share) == set(read.rows) - {5_000}, "a row that is nowhere is left out"
+            assert dict(host.pixels(collection, read.call, rows, 1e6)) == share, "and so is what others own"
+        assert given == right
+
+
+def test_pixels_that_cannot_be_given(collection: str, tree: Any) -> None:
+    local = Local(collection, tree(), 1)
+    (read,) = reads(local.routing, [1], frozenset())
+    host = local.shards["h0"]
+    with pytest.raises(DeadlineExceeded):
+        host.pixels(collection, read.call, read.rows, 0.0)
+    with pytest.raises(StaleRouting):
+        host.pixels("another collection", read.call, read.rows, 100.0)
+    old = replace(read.call, key=Key(read.call.key.epoch, "of a directory that was lost"))
+    with pytest.raises(StaleRouting):
+        host.pixels(collection, old, read.rows, 100.0)
 
 
 def test_a_collection_that_is_not_there(tmp_path: Path, tree: Any) -> None:
