@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from stemma.config import Settings
-from stemma.flow import Encoded, ShardQuery
+from stemma.flow import Encoded, Objects, ShardQuery
 from stemma.index.codec import Codec
 
 SCALE = 360.0
@@ -43,7 +43,13 @@ class MemoryCatalog:
     scanned: list[tuple[int, int]] = field(default_factory=list)
     next_row: int = 0
 
-    def commit(self, vectors: Sequence[NDArray[np.int8]], ids: Sequence[str] | None = None, skip: int = 0) -> list[int]:
+    def commit(
+        self,
+        vectors: Sequence[NDArray[np.int8]],
+        ids: Sequence[str] | None = None,
+        skip: int = 0,
+        objects: Sequence[Objects] | None = None,
+    ) -> list[int]:
         self.stored += 1
         self.next_row += skip
         made = list(range(self.next_row, self.next_row + len(vectors)))
@@ -53,6 +59,7 @@ class MemoryCatalog:
             self.rows[row] = {
                 "row": row, "image_id": image_id, "embedding": vector,
                 "metadata": {"shelf": shelf}, "added": self.stored, "deleted": FOREVER,
+                "objects": objects[position] if objects else make_objects(0, 0),
             }  # fmt: skip
         self.next_row += len(made)
         return made
@@ -103,6 +110,16 @@ def _column(name: str, values: list[Any]) -> Any:
     return values
 
 
+def make_objects(count: int, seed: int, values: int = 90) -> Objects:
+    """``count`` objects with random boxes and embeddings; few ``values`` make many ties."""
+    rng = np.random.default_rng((count, seed))
+    return Objects(
+        box_O4=rng.random((count, 4), np.float32),
+        score_O=rng.random(count, np.float32),
+        embedding_OD=rng.integers(-values, values + 1, (count, 256)).astype(np.int8),
+    )
+
+
 def cells_of(row: int) -> NDArray[np.int8]:
     return np.random.default_rng(row).integers(-90, 91, (196, 32)).astype(np.int8)
 
@@ -124,6 +141,11 @@ def scale() -> float:
 @pytest.fixture(scope="session")
 def vectors() -> Callable[[int, int], NDArray[np.int8]]:
     return clustered
+
+
+@pytest.fixture(scope="session")
+def objects_of() -> Callable[..., Objects]:
+    return make_objects
 
 
 @pytest.fixture(scope="session")
