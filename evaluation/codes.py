@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from evaluation.metrics import recall_at
-from evaluation.quick import RETRIEVED, read_queries
+from evaluation.queries import RETRIEVED, read_queries
 from stemma.config import Settings
 from stemma.networks import weights
 from stemma.networks.backbones import Lite0

@@ -1,4 +1,4 @@
-"""``stemma evaluate quick | int8`` and ``stemma demo`` at a terminal."""
+"""``stemma evaluate quick | int8 | plots | tables`` and ``stemma demo`` at a terminal."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
 from evaluation.demo import CORRECT_SHARE_MIN, Outcome, Reply
 from evaluation.demo import demo as run_demo
 from evaluation.hosting import hosted
-from evaluation.quick import RETRIEVED, Codec
+from evaluation.outcomes import read as read_outcomes
+from evaluation.outcomes import save as write_outcomes
+from evaluation.plots import draw
+from evaluation.queries import RETRIEVED
+from evaluation.quick import Codec
+from evaluation.tables import fill, merged, tables
 from stemma.config import load
 from stemma.errors import BadRequest
 from stemma.terminal import VERDICT_STYLES, run
@@ -27,8 +33,8 @@ PIPE_COLUMNS = 120
 
 
 def evaluate(argv: list[str]) -> int:
-    """``stemma evaluate quick | int8 --set DIR``."""
-    measures: dict[str, Callable[..., int]] = {"quick": _quick, "int8": _int8}
+    """``stemma evaluate quick | int8 | plots | tables``."""
+    measures: dict[str, Callable[..., int]] = {"quick": _quick, "int8": _int8, "plots": _plots, "tables": _tables}
     name, rest = (argv[0], argv[1:]) if argv and argv[0] in measures else ("", argv)
     if name:
         return run(measures[name], rest, name=f"evaluate {name}")
@@ -40,33 +46,75 @@ def demo(argv: list[str]) -> int:
     return run(_demo, argv, name="demo")
 
 
-def _evaluate(measure: Annotated[str, typer.Argument(help="quick or int8", metavar="MEASURE")]) -> int:
+def _evaluate(measure: Annotated[str, typer.Argument(help="quick, int8, plots or tables", metavar="MEASURE")]) -> int:
     """Measure stemma on queries with known answers.
 
-    quick: finding the original, over HTTP, with its speed. int8: what rounding the embeddings costs.
-    Each takes --set DIR; `stemma evaluate quick --help` tells more.
+    quick: finding the original and what was changed in it, over HTTP, with its speed. int8: what rounding the
+    embeddings costs. plots, tables: what quick has saved, for a person. `stemma evaluate quick --help` tells more.
     """
-    raise BadRequest(f"evaluate has quick and int8, not {measure!r}", subject=measure)
+    raise BadRequest(f"evaluate has quick, int8, plots and tables, not {measure!r}", subject=measure)
 
 
 def _quick(
-    folder: SetOption,
+    folder: Annotated[Path | None, typer.Option("--set", help="folder that make_quick.py wrote")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="folder of edited pictures with their originals")] = None,
     codec: Annotated[Codec, typer.Option(help="what makes the shortlist: exact vectors or 16-byte codes")] = "auto",
     url: Annotated[str | None, typer.Option(help="fill and ask a collection that is served already")] = None,
     embedded: Annotated[bool, typer.Option("--embedded", help="ask in this process, without Ray or HTTP")] = False,
+    save: Annotated[Path | None, typer.Option(help="JSON lines: what became of each query of the set")] = None,
+    plots: Annotated[Path | None, typer.Option(help="folder for the figures of the set, as SVG")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Ask the fixed queries of a rendered set of a fresh collection, and print the figures."""
+    """Ask the queries of a rendered set of a fresh collection, or compare pairs, and print the figures."""
+    from evaluation.pairs import pairs as compare_pairs
     from evaluation.quick import quick
 
     if url is not None and embedded:
         raise BadRequest("--url asks over HTTP, --embedded does not: give one of them", subject="--embedded")
-    result = quick(folder, load(config), codec=codec, hosting=hosted, url=url, embedded=embedded)
+    if folder is None and pairs is None:
+        raise BadRequest("give --set, --pairs, or both", subject="--set")
+    settings, result = load(config), {}
+    if folder is not None:
+        measured = quick(folder, settings, codec=codec, hosting=hosted, url=url, embedded=embedded)
+        result = measured.figures
+        if save is not None:
+            write_outcomes(measured.outcomes, save)
+        if plots is not None:
+            draw(measured.outcomes, plots)
+    if pairs is not None:
+        compared = compare_pairs(pairs, settings, hosting=hosted, url=url, embedded=embedded)
+        seconds = round(result.get("seconds", 0.0) + compared["seconds"], 1)
+        result = {**result, **compared, "seconds": seconds}
     if as_json:
         print(json.dumps(result))
-    else:
+        return 0
+    if folder is not None:
         _print_quick(result)
+    _console().print(Markdown(tables(result)))
+    return 0
+
+
+def _plots(
+    saved: Annotated[Path, typer.Argument(help="file of `evaluate quick --save`")],
+    folder: Annotated[Path, typer.Argument(help="where the figures go, as SVG")],
+) -> int:
+    """Draw the figures of a run anew."""
+    for path in draw(read_outcomes(saved), folder):
+        print(path)
+    return 0
+
+
+def _tables(
+    results: Annotated[list[Path], typer.Argument(help="JSON files of `evaluate quick`, `bench comparator`, ...")],
+    into: Annotated[Path | None, typer.Option(help="Markdown file whose marked part is replaced")] = None,
+) -> int:
+    """The figures of some runs as Markdown tables: each against what was asked."""
+    written = tables(merged(results))
+    if into is None:
+        print(written)
+    else:
+        fill(into, written)
     return 0
 
 

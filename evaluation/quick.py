@@ -1,13 +1,12 @@
 """The fixed queries of ``make_quick.py`` (its docstring says what they are), asked of a fresh collection over HTTP.
 
-``originals/`` is ingested, every query asked with k = 100, and the figures of the README's table come out as one JSON.
-Nothing is ever trained, tuned or chosen on these queries. A *share* has its exact 95% interval (``metrics.share``).
+``originals/`` is ingested, every query asked with k = 100, and the figures of docs/results.md come out as one JSON:
+those about finding the original are computed here, those about verdicts and heatmaps in ``verdicts``. Nothing is ever
+trained, tuned or chosen on these queries. A *share* has its exact 95% interval (``metrics.share``).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,61 +17,28 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from evaluation.metrics import rank_of, recall_at, share_of
-from stemma.api import Answer, Ask
+from evaluation.metrics import recall_at, share_of
+from evaluation.outcomes import Outcome, outcome, with_paper
+from evaluation.paper_maps import paper_ious
+from evaluation.queries import DEADLINE_MS, RETRIEVED, Asked, K, Query, ask_all, read_queries
+from evaluation.verdicts import verdict_figures
+from stemma.api import Ask
 from stemma.client import Client
 from stemma.collection import Collection
 from stemma.collection import open as open_collection
 from stemma.config import Settings
-from stemma.errors import BadRequest, StemmaError
+from stemma.errors import StemmaError
+from stemma.networks.comparing import Comparator
 from stemma.networks.encoder import Encoder
 from stemma.terminal import progress
 from stemma.vision.decode import DecodePool
 
-K = 100
 DEPTHS = (1, 10, 100)
-RETRIEVED = ("benign", "manip", "both")
 TIMED_QUERIES = 50
-DEADLINE_MS = 60_000
-"""A measurement waits for a busy machine; the time that was needed is a figure of its own."""
 UPLOAD_BATCH = 64
 
 Codec = Literal["auto", "exact", "opq"]
-Search = Callable[[bytes, Ask], Answer]
 Hosting = Callable[[str, Settings], AbstractContextManager[Client]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Query:
-    """One line of ``truth.json``, as far as it is about finding the original."""
-
-    path: Path
-    set: str
-    original: str | None
-    """Image id (hex SHA-256 of the file in ``originals/``); None where no original is in the collection."""
-    photograph: str
-    """What it was rendered from; renderings of one photograph are not independent."""
-    mirrored: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """A query with its answer and the wall time of asking."""
-
-    query: Query
-    answer: Answer
-    ms: float
-
-    @property
-    def found(self) -> bool:
-        """An original was named, and it is the right one."""
-        return self.answer.original is not None and self.answer.original.image_id == self.query.original
-
-    @property
-    def rank(self) -> int | None:
-        """The place of the right original among the candidates, after verification."""
-        assert self.query.original is not None
-        return rank_of(self.query.original, [candidate.image_id for candidate in self.answer.candidates])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,36 +46,21 @@ class Speed:
     """Embedded, one thread, the two taken in turn so that a busy machine slows both; milliseconds, medians."""
 
     embedded_p50_ms: float
+    """Finding the original, without comparing."""
     encoder_ms: float
 
 
-def read_queries(folder: Path) -> list[Query]:
-    """The queries of a rendered set. Raises ``BadRequest`` when ``folder`` is none."""
-    try:
-        records = json.loads((folder / "truth.json").read_text(encoding="utf-8"))["queries"]
-        ids = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "originals").iterdir()}
-        return [_query(folder, record, ids) for record in records]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadRequest(
-            f"no rendered set here: {type(error).__name__} {error}; make one with `make_quick.py DATA {folder}`",
-            subject=str(folder),
-        ) from error
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A run: its figures as JSON, and what they were counted from."""
 
-
-def _query(folder: Path, record: dict[str, Any], ids: dict[str, str]) -> Query:
-    original = record["original"]
-    return Query(
-        path=folder / "queries" / record["file"],
-        set=record["set"],
-        original=None if original is None else ids[original],
-        photograph=original or record["file"],
-        mirrored=bool(record["mirrored"]),
-    )
+    figures: dict[str, Any]
+    outcomes: list[Outcome]
 
 
 def quick(
     folder: Path, settings: Settings, *, codec: Codec, hosting: Hosting, url: str | None = None, embedded: bool = False
-) -> dict[str, Any]:
+) -> Measured:
     """All figures of the set in ``folder``. With ``url`` a collection that is served already is filled and asked, with
     ``embedded`` nothing is served; else ``hosting`` serves a fresh collection and stops it.
 
@@ -129,7 +80,19 @@ def quick(
                 asked = ask_all(queries, client.search)
     if codec == "opq" and any(each.answer.used.exact for each in asked if each.answer.verdict != "identical"):
         raise StemmaError("the search was exact where codes should have made the shortlist", subject="--codec opq")
-    return {"images": images, **figures(asked, speed), "seconds": round(time.monotonic() - begun, 1)}
+    comparator = Comparator.load(settings.comparator)
+    outcomes = [outcome(each, comparator.card.heatmap_min) for each in asked]
+    outcomes = with_paper(outcomes, paper_ious(asked, settings, comparator.compare))
+    return Measured(
+        figures={
+            "images": images,
+            **figures(asked, speed),
+            **verdict_figures(outcomes, comparator.card.heatmap_min),
+            "comparator": comparator.card.digest,
+            "seconds": round(time.monotonic() - begun, 1),
+        },
+        outcomes=outcomes,
+    )
 
 
 def with_codec(settings: Settings, codec: Codec) -> Settings:
@@ -166,8 +129,9 @@ def _client(place: str, settings: Settings, hosting: Hosting, url: str | None, f
 
 
 def measure(collection: Collection, queries: Sequence[Query], settings: Settings) -> Speed:
-    """What a whole embedded search costs, beside one forward pass of one view on the same pictures."""
-    encoder, ask, searches, passes = Encoder.load(settings.encoder), Ask(k=K, deadline_ms=DEADLINE_MS), [], []
+    """What finding the original costs, embedded, beside one forward pass of one view on the same pictures."""
+    encoder, searches, passes = Encoder.load(settings.encoder), [], []
+    ask = Ask(k=K, deadline_ms=DEADLINE_MS, rerank=0)
     with DecodePool(settings.decode, children=1) as decoder, progress("time", len(queries)) as done:
         for number, query in enumerate(queries):
             body = query.path.read_bytes()
@@ -187,25 +151,11 @@ def _ms(work: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - begun)
 
 
-def ask_all(queries: Sequence[Query], search: Search) -> list[Asked]:
-    """Every query, one after another. An error names the query it happened on."""
-    asked = []
-    with progress("ask", len(queries)) as done:
-        for query in queries:
-            body, begun = query.path.read_bytes(), time.perf_counter()
-            try:
-                answer = search(body, Ask(k=K, deadline_ms=DEADLINE_MS))
-            except StemmaError as error:
-                raise type(error)(error.detail, subject=str(query.path)) from error
-            asked.append(Asked(query=query, answer=answer, ms=1e3 * (time.perf_counter() - begun)))
-            done(1)
-    return asked
-
-
 def figures(asked: Sequence[Asked], speed: Speed) -> dict[str, Any]:
-    """The figures without ``images`` and ``seconds``, which only the run knows."""
+    """The figures about finding the original, and its speed."""
     by_set = {name: [each for each in asked if each.query.set == name] for name in (*RETRIEVED, "unknown")}
     mirrored = [each for name in RETRIEVED for each in by_set[name] if each.query.mirrored]
+    compared = [each.answer.timings_ms["compare"] for each in asked if "compare" in each.answer.timings_ms]
     return {
         "queries": len(asked),
         "retrieval": {name: _recalls([each.rank for each in by_set[name]]) for name in RETRIEVED},
@@ -213,6 +163,7 @@ def figures(asked: Sequence[Asked], speed: Speed) -> dict[str, Any]:
         "strangers_found": sum(each.answer.original is not None for each in by_set["unknown"]),
         "mirrored": {"IR@1": recall_at(1, [each.rank for each in mirrored]).json(), "n": len(mirrored)},
         "p50_ms": round(median(each.ms for each in asked), 2) if asked else None,
+        "compare_p50_ms": round(median(compared), 2) if compared else None,
         "encoder_ms": round(speed.encoder_ms, 2),
         "embedded_p50_ms": round(speed.embedded_p50_ms, 2),
         "search_in_passes": round(speed.embedded_p50_ms / speed.encoder_ms, 2),

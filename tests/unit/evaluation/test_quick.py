@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.quick import Asked, Query, Speed, ask_all, figures, read_queries, with_codec
+from evaluation.queries import Asked, Query, ask_all, read_queries
+from evaluation.quick import Speed, figures, with_codec
 from stemma.api import Answer, Ask
 from stemma.config import Settings
 from stemma.errors import BadRequest, DeadlineExceeded
@@ -45,7 +46,17 @@ def test_originals_are_known_by_the_digest_of_their_file(rendered_set: Path) -> 
     first, second = read_queries(rendered_set)
     assert first.original == hashlib.sha256(b"original").hexdigest()
     assert (first.set, first.mirrored, first.photograph) == ("benign", True, "a.jpg")
-    assert (second.set, second.original) == ("unknown", None)
+    assert (second.set, second.original, second.original_path, second.mask) == ("unknown", None, None, None)
+    assert first.original_path == rendered_set / "originals/a.jpg"
+
+
+def test_what_was_done_to_a_query_is_read_with_it(rendered_set: Path) -> None:
+    known = {"edit": "clone", "mask": "0000.png", "area": 0.05, "benign": ["resize 0.78", "jpeg 66", "crop"]}
+    record = {"file": "0000.jpg", "set": "both", "original": "a.jpg", "mirrored": False, **known}
+    (rendered_set / "truth.json").write_text(json.dumps({"queries": [record]}))
+    (found,) = read_queries(rendered_set)
+    assert (found.edit, found.area, found.benign) == ("clone", 0.05, ("resize 0.78", "jpeg 66", "crop"))
+    assert found.mask == rendered_set / "masks/0000.png"
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"queries": [{"file": "x"}]}', '{"queries": 3}'])
@@ -59,7 +70,7 @@ def test_figures_have_the_shape_that_was_agreed(make_answer: MakeAnswer) -> None
     result = figures([asked(make_answer, "benign", ["a"], found=True)], Speed(embedded_p50_ms=120.0, encoder_ms=40.0))
     assert set(result) == {
         *("queries", "retrieval", "found", "strangers_found", "mirrored"),
-        *("p50_ms", "encoder_ms", "embedded_p50_ms", "search_in_passes"),
+        *("p50_ms", "compare_p50_ms", "encoder_ms", "embedded_p50_ms", "search_in_passes"),
     }
     assert set(result["retrieval"]) == set(result["found"]) == {"benign", "manip", "both"}
     for row in result["retrieval"].values():
