@@ -60,7 +60,8 @@ def compared(sight: Sight) -> Html:
     split = _split(boxes)
     stage = _stage(sight, laid, heatmap_RC, boxes, split)
     controls = _controls(heatmap_RC is not None, bool(boxes), laid is not None)
-    facts = join((_odds(comparison.probabilities), _facts(sight, laid, heatmap_RC), _crops(sight, laid, boxes)))
+    likely = join((_odds(comparison.probabilities), _facts(sight, laid, heatmap_RC)))
+    facts = (f"<div>{likely}</div>" if likely else "") + _crops(sight, laid, boxes)
     width, height = sight.query_size
     still = "" if laid is not None else " is-apart"
     return Html(
@@ -122,9 +123,9 @@ def _stage(sight: Sight, laid: Aligned | None, heatmap_RC: Floats | None, boxes:
     )
     return Html(
         f'<div class="stage">'
-        f'<div class="back">{_behind(sight, laid)}<span class="tag">Original</span></div>'
+        f'<div class="back">{_behind(sight, laid)}<span class="slot"><span class="tag">Original</span></span></div>'
         f'<div class="front"><div class="cut"><img src="{query}" alt="Query: {text(sight.query_name)}">{heat}'
-        f'<span class="tag">Query</span></div>{marks}</div>{slider}</div>'
+        f'<span class="slot"><span class="tag">Query</span></span></div>{marks}</div>{slider}</div>'
     )
 
 
@@ -186,7 +187,7 @@ def _odds(odds: Probabilities | None) -> Html:
         f'<li><i class="dot t-{tone}" aria-hidden="true"></i>{said}<b>{text(percent(getattr(odds, kind)))}</b></li>'
         for kind, said, tone in CLASSES
     )
-    return Html(f'<div><h3>How likely</h3>{odds_bar(odds)}<ul class="key">{rows}</ul></div>')
+    return Html(f'<h3>How likely</h3>{odds_bar(odds)}<ul class="key">{rows}</ul>')
 
 
 def _facts(sight: Sight, laid: Aligned | None, heatmap_RC: Floats | None) -> Html:
