@@ -1,12 +1,13 @@
 """Embedded equals served (docs/architecture.md): same verdict, original, ordered candidates and donors, the same
-probabilities within 1e-2. Whoever answers more than that differently is a bug of the system, never of the picture.
+probabilities within 1e-2, those of the heatmap as well. Whoever answers more than that differently is a bug of the
+system, never of the picture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stemma.api import Answer, Probabilities
+from stemma.api import Answer, Comparison, Heatmap, Probabilities
 
 PROBABILITY_TOLERANCE = 1e-2
 
@@ -48,5 +49,25 @@ def _probabilities(one: Answer, other: Answer) -> Iterator[tuple[str, float, flo
         elif a.image_id == b.image_id and a.probabilities and b.probabilities:
             for kind in Probabilities.model_fields:
                 yield f"{kind} of {a.image_id}", getattr(a.probabilities, kind), getattr(b.probabilities, kind)
+    first, second = _comparison(one), _comparison(other)
+    if first is not None and second is not None:
+        yield "mirrored", float(first.mirrored), float(second.mirrored)
+        yield from _heatmaps(first.heatmap, second.heatmap)
+    elif (first is None) != (second is None):
+        yield "comparison", float(first is not None), float(second is not None)
     for donor, twin in zip(one.donors, other.donors, strict=False):
         yield f"donor {donor.image_id}", donor.probability, twin.probability
+
+
+def _comparison(answer: Answer) -> Comparison | None:
+    return answer.original.comparison if answer.original else None
+
+
+def _heatmaps(one: Heatmap | None, other: Heatmap | None) -> Iterator[tuple[str, float, float]]:
+    """The place where two heatmaps differ most; their sizes where those differ."""
+    yield "rows of the heatmap", float(one.rows if one else 0), float(other.rows if other else 0)
+    yield "columns of the heatmap", float(one.cols if one else 0), float(other.cols if other else 0)
+    if one is None or other is None or (one.rows, one.cols) != (other.rows, other.cols):
+        return
+    place, (a, b) = max(enumerate(zip(one.values, other.values, strict=True)), key=lambda at: abs(at[1][0] - at[1][1]))
+    yield f"heatmap in row {place // one.cols}, column {place % one.cols}", a, b

@@ -13,7 +13,7 @@ from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
-from evaluation.demo import CORRECT_SHARE_MIN, Outcome, Reply
+from evaluation.demo import CORRECT_SHARE_MIN, VERDICT_SHARE_MIN, Outcome, Reply
 from evaluation.demo import demo as run_demo
 from evaluation.hosting import hosted
 from evaluation.outcomes import read as read_outcomes
@@ -183,8 +183,10 @@ def _print_demo(outcome: Outcome, out: Path) -> None:
     console.print(table)
     style = "green" if outcome.passed else "red"
     equal = "equal" if not outcome.disagreements else "NOT equal"
+    asked = len(outcome.replies)
     console.print(
-        f"\n[{style}]{outcome.correct} of {len(outcome.replies)} right[/{style}] (the bar is {CORRECT_SHARE_MIN:.0%}), "
+        f"\n[{style}]{outcome.correct} of {asked} originals right[/{style}] (the bar is {CORRECT_SHARE_MIN:.0%}), "
+        f"[{style}]{outcome.verdicts} of {asked} verdicts right[/{style}] (the bar is {VERDICT_SHARE_MIN:.0%}), "
         f"{outcome.images} images, {figures['p50_ms']:.0f} ms an answer, {outcome.seconds:.0f} s in all; "
         f"embedded and served answers are {equal}.",
         highlight=False,
@@ -202,7 +204,7 @@ def _row(reply: Reply, outcome: Outcome) -> list[str]:
     return [
         escape(question.about),
         question.kind,
-        f"[{style}]{answer.verdict}[/{style}]",
+        f"[{style}]{answer.verdict}[/{style}]" + ("" if answer.verdict == question.verdict else " [red](wrong)[/red]"),
         escape(named) if reply.right else f"[red]{escape(named)} (wrong)[/red]",
         f"{reply.embedded_ms:.0f}",
         f"{reply.served_ms:.0f}",

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from evaluation.pictures import SEED, jpeg
-from stemma.api import Answer
+from stemma.api import Answer, Verdict
 from stemma.flow import Bytes3
 from stemma.vision import benign, edits
 
@@ -18,6 +18,17 @@ KINDS: tuple[Kind, ...] = ("untouched", "benign", "manipulated", "both", "strang
 SEVERITIES = (1, 2)
 """What a picture usually meets on its way through the web. All five severities are measured by ``stemma evaluate``."""
 EDITED: tuple[Kind, ...] = ("benign", "manipulated", "both")
+TRUTH: dict[Kind, Verdict] = {
+    "untouched": "identical",
+    "benign": "benign",
+    "manipulated": "manipulated",
+    "both": "manipulated",
+    "stranger": "unknown",
+}
+"""The right verdict; an inconclusive one is never right here."""
+LEFT_MIN = 0.5
+"""Share of an edit's area that a benign change may not take away: a crop could cut off all that was changed."""
+ATTEMPTS_MAX = 16
 TARGETS = 34
 """Originals that are asked about, each in three ways; fewer are asked more often, so each of 17 photographs twice."""
 UNTOUCHED = 10
@@ -49,6 +60,14 @@ class Question:
     about: str
     """Name of the picture it was made from."""
 
+    @property
+    def verdict(self) -> Verdict:
+        return TRUTH[self.kind]
+
+    def judged(self, answer: Answer) -> bool:
+        """The verdict is right, and about the right original."""
+        return self.right(answer) and answer.verdict == self.verdict
+
     def right(self, answer: Answer) -> bool:
         """A stranger is right without an original, everything else with its own."""
         return (answer.original.image_id if answer.original else None) == self.original
@@ -79,16 +98,26 @@ def _untouched(picture: Picture) -> Question:
 
 
 def _edited(picture: Picture, kind: Kind, rng: np.random.Generator, donors: Sequence[Bytes3]) -> Question:
-    rgb_HWC, made = picture.rgb_HWC, []
-    if kind != "benign":
-        edit = edits.manipulate(rgb_HWC, rng, donors)
-        rgb_HWC = edit.rgb_HWC
-        made.append(edit.kind)
-    if kind != "manipulated":
-        shown = benign.render(rgb_HWC, rng, severities=SEVERITIES)
+    if kind == "benign":
+        shown = benign.render(picture.rgb_HWC, rng, severities=SEVERITIES)
+        return _question(picture, kind, ", ".join(shown.log), jpeg(shown.rgb_HWC), picture.image_id)
+    edit = edits.manipulate(picture.rgb_HWC, rng, donors)
+    rgb_HWC, made = edit.rgb_HWC, [f"{edit.kind} ({(edit.mask_HW > 0).mean():.1%} of the picture)"]
+    if kind == "both":
+        shown = _keeping(edit, rng)
         rgb_HWC = shown.rgb_HWC
         made += shown.log
     return _question(picture, kind, ", ".join(made), jpeg(rgb_HWC), picture.image_id)
+
+
+def _keeping(edit: edits.Edited, rng: np.random.Generator) -> benign.Rendered:
+    """A benign version that still shows the edit; the last of 16 is taken as it is."""
+    area = (edit.mask_HW > 0).mean()
+    for _ in range(ATTEMPTS_MAX):
+        shown = benign.render(edit.rgb_HWC, rng, severities=SEVERITIES)
+        if (shown.carry(edit.mask_HW) > 0).mean() >= LEFT_MIN * area:
+            break
+    return shown
 
 
 def _stranger(picture: Picture, rng: np.random.Generator, *, changed: bool) -> Question:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from evaluation.agreement import differences
-from stemma.api import Answer, Donor, Probabilities
+from stemma.api import Answer, Comparison, Donor, Heatmap, Probabilities
 
 MakeAnswer = Callable[..., Answer]
 
@@ -51,6 +51,26 @@ def test_an_answer_agrees_with_itself_whatever_its_times_and_id(make_answer: Mak
 def test_each_difference_is_named(make_answer: MakeAnswer, one: dict, other: dict, said: str) -> None:
     assert said in differences(make_answer(**one), make_answer(**other))
     assert differences(make_answer(**other), make_answer(**one)) != []
+
+
+def compared(answer: Answer, *values: float, mirrored: bool = False, rows: int = 2) -> Answer:
+    heatmap = Heatmap(rows=rows, cols=len(values) // rows, values=values)
+    shown = Comparison(verdict="manipulated", heatmap=heatmap, mirrored=mirrored)
+    assert answer.original is not None
+    return answer.model_copy(update={"original": answer.original.model_copy(update={"comparison": shown})})
+
+
+def test_heatmaps_are_compared_place_by_place(make_answer: MakeAnswer) -> None:
+    found = make_answer(["a"], found=True)
+    one = compared(found, 0.1, 0.2, 0.3, 0.4)
+    assert differences(one, compared(found, 0.109, 0.191, 0.3, 0.4)) == []
+    assert differences(one, compared(found, 0.1, 0.2, 0.35, 0.42)) == ["heatmap in row 1, column 0 0.3000 and 0.3500"]
+    assert differences(one, compared(found, 0.1, 0.2, 0.3, 0.4, mirrored=True)) == ["mirrored 0.0000 and 1.0000"]
+    assert differences(one, compared(found, 0.1, 0.2, 0.3, 0.4, rows=1)) == [
+        "rows of the heatmap 2.0000 and 1.0000",
+        "columns of the heatmap 2.0000 and 4.0000",
+    ]
+    assert differences(one, found) == ["comparison 1.0000 and 0.0000"]
 
 
 def test_probabilities_may_differ_in_their_last_digits(make_answer: MakeAnswer) -> None:

@@ -73,7 +73,7 @@ class Fake:
         self.asked += 1
         if self.asked > ASKED - self.lies:
             near = near[::-1]
-        return self.make_answer(near, found=_hue(image) < 170)
+        return self.make_answer(near, found=_hue(image) < 170, verdict="benign")
 
 
 @cache
@@ -142,10 +142,11 @@ def test_right_answers_pass_and_are_written_down(run: Callable[..., Any], tmp_pa
         "images": 3,
         "queries": 60,
         "correct_original": 60,
+        "correct_verdict": 60,
         "embedded_equals_served": True,
     }.items() <= report.items()
     assert report["p50_ms"] >= 0 and report["seconds"] > 0
-    assert report["kinds"]["benign"] == {"right": 60, "n": 60}
+    assert report["kinds"]["benign"] == {"right": 60, "verdict": 60, "n": 60}
     page = (tmp_path / "out/report.html").read_text()
     assert page.count("<article") == 60 and "is-wrong" not in page.partition("</style>")[2] and "<b>" in page
 
@@ -160,15 +161,34 @@ def test_one_wrong_served_answer_is_a_disagreement_shown_first(run: Callable[...
 
 
 def test_under_the_bar_fails_even_when_both_agree(make_answer: MakeAnswer) -> None:
-    def outcome(wrong: int) -> Outcome:
+    def outcome(wrong: int, verdict: str = "manipulated", unsure: int = 0) -> Outcome:
         replies = []
         for i in range(100):
-            answer = make_answer(["a" if i >= wrong else "b"], found=True)
+            said = "inconclusive" if i >= 100 - unsure else verdict
+            answer = make_answer(["a" if i >= wrong else "b"], found=True, verdict=said)
             question = Question(name=str(i), kind="both", made="", body=b"", original="a", about="a.jpg")
             replies.append(Reply(question=question, embedded=answer, served=answer, embedded_ms=1.0, served_ms=2.0))
         return Outcome(replies=replies, images=1, seconds=1.0, names={"a": "a.jpg"})
 
     assert outcome(3).passed and not outcome(4).passed
+    assert outcome(0, unsure=10).passed and not outcome(0, unsure=11).passed  # abstaining is not right
+    assert outcome(3, unsure=7).passed and not outcome(3, unsure=8).passed  # nor a verdict on the wrong original
+    assert outcome(0, verdict="benign").verdicts == 0
+
+
+def test_a_wrong_verdict_on_the_right_original_is_shown_first_with_the_right_one(
+    make_answer: MakeAnswer, photos: Path
+) -> None:
+    body = next(photos.glob("*.jpg")).read_bytes()
+    replies = []
+    for verdict in ("manipulated", "inconclusive"):
+        answer = make_answer(["a"], found=True, verdict=verdict)
+        question = Question(name=verdict, kind="both", made="", body=body, original="a", about="a.jpg")
+        replies.append(Reply(question=question, embedded=answer, served=answer, embedded_ms=1.0, served_ms=2.0))
+    page = room.page(Outcome(replies=replies, images=1, seconds=1.0, names={"a": "a.jpg"}), {}, Settings())
+    first = page[page.index("<article") : page.index("</article")]
+    assert "is-wrong" in first and "Wrong: the right verdict is manipulated." in first
+    assert page.count('is-wrong"') == 1
 
 
 def test_the_server_is_stopped_when_asking_fails(run: Callable[..., Any]) -> None:
@@ -223,7 +243,7 @@ def test_the_command_prints_a_table_and_tells_by_its_exit_code(
 
 def test_evaluate_says_what_it_can_measure(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert commands.evaluate(["slow"]) == 2
-    assert "quick and int8" in capsys.readouterr().err
+    assert "quick, int8" in capsys.readouterr().err
     assert commands.evaluate(["quick", "--set", str(tmp_path), "--json"]) == 2
     assert "make_quick.py" in " ".join(capsys.readouterr().err.split())
     assert commands.evaluate(["quick", "--set", str(tmp_path), "--embedded", "--url", "http://x"]) == 2

@@ -10,9 +10,11 @@ import cv2
 import numpy as np
 import pytest
 
+from evaluation import questions as room
 from evaluation.pictures import jpeg
-from evaluation.questions import KINDS, SEVERITIES, Picture, Question, questions
+from evaluation.questions import KINDS, LEFT_MIN, SEVERITIES, Picture, Question, questions
 from stemma.api import Answer
+from stemma.vision import edits
 
 MakeAnswer = Callable[..., Answer]
 
@@ -95,6 +97,41 @@ def test_right_means_the_right_original_and_none_for_a_stranger(asked: list[Ques
     stranger = next(question for question in asked if question.kind == "stranger")
     assert stranger.right(make_answer(["other"], found=False))
     assert not stranger.right(make_answer(["other"], found=True))
+
+
+def test_the_right_verdict_is_that_of_how_it_was_made(asked: list[Question], make_answer: MakeAnswer) -> None:
+    right = {question.kind: question.verdict for question in asked}
+    assert right == {
+        "untouched": "identical",
+        "benign": "benign",
+        "manipulated": "manipulated",
+        "both": "manipulated",
+        "stranger": "unknown",
+    }
+    for question in asked:
+        ids, found = [question.original or "other"], question.original is not None
+        assert question.judged(make_answer(ids, found=found, verdict=question.verdict))
+        assert not question.judged(make_answer(ids, found=found, verdict="inconclusive"))
+        if found:
+            assert not question.judged(make_answer(["other"], found=True, verdict=question.verdict))
+
+
+def test_what_was_changed_is_still_seen_after_the_benign_change(originals: list[Picture]) -> None:
+    rgb_HWC = originals[0].rgb_HWC
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        mask_HW = np.zeros(rgb_HWC.shape[:2], np.uint8)
+        mask_HW[-4:, -40:] = 255  # what a crop takes first
+        edit = edits.Edited(rgb_HWC=rgb_HWC, mask_HW=mask_HW, kind="caption", tool="bar", donor=None)
+        kept = (room._keeping(edit, rng).carry(mask_HW) > 0).mean()
+        assert kept >= LEFT_MIN * (mask_HW > 0).mean()
+
+
+def test_how_it_was_made_names_the_edit_and_its_size(asked: list[Question]) -> None:
+    for question in asked:
+        edited = question.kind in ("manipulated", "both")
+        assert edited == any(question.made.startswith(f"{kind} (") for kind in edits.KINDS)
+        assert edited == ("% of the picture)" in question.made)
 
 
 def test_nothing_to_ask_about_is_refused(strangers: list[Picture]) -> None:
