@@ -125,7 +125,7 @@ def _source(
         stranger_HWC = strangers[int(rng.integers(len(strangers)))]
         return stranger_HWC, np.zeros(stranger_HWC.shape[:2], np.uint8), ["stranger"]
     edited = edits.manipulate(original_HWC, rng, strangers)
-    return edited.rgb_HWC, edited.mask_HW, [edited.kind]
+    return edited.rgb_HWC, edited.mask_HW, [f"{edited.kind} {edited.tool}"]
 
 
 def _recompressed(source_HWC: Picture, rng: np.random.Generator) -> benign.Rendered:
