@@ -120,7 +120,7 @@ def transforms(outcomes: Sequence[Outcome]) -> Card:
     for tick in (0, 0.25, 0.5, 0.75, 1):
         card.line(across(tick), top, across(tick), top + ROW_PX * (len(rows) + 2))
         card.text(across(tick), top + ROW_PX * (len(rows) + 2) + 16, f"{tick:g}", fill=SOFT, anchor="middle")
-    card.text(480, top - 2, "by severity, both sets", size=11, fill=SOFT)
+    card.text(480, top - 2, "by severity, mild to strong, both sets together", size=11, fill=SOFT)
     y, before = top + 10, ""
     for transform, found in rows.items():
         group = _group(transform)

@@ -147,7 +147,7 @@ def _at(result: dict[str, Any], path: str) -> Any:
 
 
 def _value(figure: Any) -> float:
-    return float(figure.get("share", figure.get("mean"))) if isinstance(figure, dict) else float(figure)
+    return float(figure["share" if "share" in figure else "mean"] if isinstance(figure, dict) else figure)
 
 
 def _told(figure: Any, digits: int = 3) -> str:

@@ -86,7 +86,7 @@ def confusion_row(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def precision_by_class(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """One against the rest over all queries that can be unsure, and the plain mean of the three."""
     classes: tuple[Verdict, ...] = ("benign", "manipulated", "unknown")
-    precision = {
+    precision: dict[str, float] = {
         name: average_precision([each.scores[i] for each in outcomes], [RIGHT[each.set] == name for each in outcomes])
         for i, name in enumerate(classes)
     }
