@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -9,12 +10,13 @@ from typing import Annotated
 import typer
 
 from stemma.errors import BadRequest, NotFound
+from stemma.networks import weights
 from stemma.terminal import notes, run
 from training import fit, loop, recipe
 from training.own_codec import train_own_codec
 
 NETWORKS = ("encoder", "comparator")
-FITS = ("pca", "codec", "threshold")
+FITS = ("pca", "codec", "threshold", "calibrate")
 
 
 def train(argv: list[str]) -> int:
@@ -75,7 +77,9 @@ def _kept(folder: Path) -> Path:
 
 
 def _fit(
-    what: Annotated[str, typer.Argument(help="pca, codec or threshold, in this order; encoder or comparator")],
+    what: Annotated[
+        str, typer.Argument(help="pca, codec or threshold, in this order; calibrate; encoder or comparator")
+    ],
     data: Annotated[Path | None, typer.Option(envvar="STEMMA_DATA", help="development data")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of weights; default: the shipped one")] = None,
     collection: Annotated[
@@ -83,7 +87,7 @@ def _fit(
     ] = None,
     kind: Annotated[str, typer.Option(help="codec of a collection: opq or paper")] = "opq",
 ) -> int:
-    """Fit the starter's projections, its codec or its match threshold; or a collection's own codec. Seeded.
+    """Fit the starter's projections, codec or match threshold, or the comparator's (calibrate); a collection's own codec.
 
     `stemma train encoder --help` and `stemma train comparator --help` tell how the networks are trained.
     """
@@ -96,4 +100,19 @@ def _fit(
         return 0
     if data is None:
         raise BadRequest("say where the development data is: --data DIR or STEMMA_DATA", subject="--data")
+    if what == "calibrate":
+        return _calibrate(data, weights.resolve(out))
     return fit.main([what, "--data", str(data), *(["--out", str(out)] if out is not None else [])])
+
+
+def _calibrate(data: Path, out: Path) -> int:
+    # imported late: torch and the networks
+    from training.verdicts import fit_folder
+
+    card = fit_folder(data, out)
+    print(json.dumps(card.figures, indent=1, ensure_ascii=False))
+    print(
+        f"{out}: temperature {card.temperature}, margin {card.margin}, distinct from {card.distinct_min}, "
+        f"changed from {card.heatmap_min}"
+    )
+    return 0

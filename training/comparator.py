@@ -72,6 +72,11 @@ def build(settings: ComparatorSettings, trunk: Lite0 | None = None) -> nn.Module
     return network.to(memory_format=torch.channels_last)
 
 
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """The batch on ``device``; itself where it is there already."""
+    return Batch(*(part.to(device, non_blocking=True) for part in batch))
+
+
 def compare(network: nn.Module, batch: Batch) -> Compared:
     """The network's say on a batch; the paper's takes -1..1 and no validity."""
     if isinstance(network, PaperComparator):
@@ -105,8 +110,17 @@ def terms(said: Compared, batch: Batch, settings: ComparatorSettings) -> dict[st
 class ComparatorStep:
     """A network, its optimizer and its averaged twin: all that a checkpoint holds besides the step's number."""
 
-    def __init__(self, settings: ComparatorSettings, network: nn.Module, workers: Workers | None = None) -> None:
-        self.settings, self.network = settings, network
+    def __init__(
+        self,
+        settings: ComparatorSettings,
+        network: nn.Module,
+        workers: Workers | None = None,
+        *,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """Takes ``network`` to ``device``, and every batch with it."""
+        self.settings, self.device = settings, torch.device(device)
+        self.network = network.to(self.device)
         self.averaged = copy.deepcopy(network).requires_grad_(False)
         self._workers: Workers = workers or Alone()
         trunk = {id(p) for name, p in network.named_parameters() if name.startswith("trunk.")}
@@ -122,13 +136,14 @@ class ComparatorStep:
     def step(self, batch: Batch, t: int) -> dict[str, float]:
         """One update on this worker's share of global batch ``t``; the loss and its parts over the whole batch."""
         self.network.train()
+        batch = moved(batch, self.device)
         parts = terms(compare(self.network, batch), batch, self.settings)
         counts = self._workers.mean(torch.stack([term.count for _, term in parts.values()]))
         # a mean count may lie under 1 where one worker of several has anything to count
         counts = torch.where(counts > 0, counts, 1.0)
         # totals over mean counts, so that averaged over workers this is the loss of the whole batch
         means = torch.stack([term.total for _, term in parts.values()]) / counts
-        weights = torch.tensor([weight for weight, _ in parts.values()])
+        weights = torch.tensor([weight for weight, _ in parts.values()], device=self.device)
         loss = (weights * means).sum()
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -191,11 +206,12 @@ def validate(network: nn.Module, samples: Iterable[Pair], batch: int = 16) -> di
     and IoUs, is what the best checkpoint has most of.
     """
     network.eval()
+    device = next(network.parameters(), torch.empty(0)).device
     pairs = list(samples)
     rows: dict[str, list[float]] = {}
     for start in range(0, len(pairs), batch):
         part = pairs[start : start + batch]
-        inputs = collate(part)
+        inputs = moved(collate(part), device)
         said = compare(network, inputs)
         ious = {"iou": _map_iou(said, inputs), "grid_iou": _grid_iou(said, inputs)}
         for place, (pair, chosen) in enumerate(zip(part, said.logits_B3.argmax(1).tolist(), strict=True)):

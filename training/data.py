@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -22,6 +22,9 @@ from torch import Tensor
 from stemma.vision.geometry import Picture
 from training import pairs, split
 from training.pairs import Kind, Pair, PairSettings
+
+S = TypeVar("S")
+B_co = TypeVar("B_co", covariant=True)
 
 STRANGERS = 3
 """Other photographs that one sample may take donors and strangers from."""
@@ -84,6 +87,17 @@ def number(t: int, *, rank: int, world: int) -> int:
     return t * world + rank
 
 
+class Numbered(Protocol[S, B_co]):
+    """Samples by number, and the batch that some of them make."""
+
+    def sample(self, n: int) -> S: ...
+
+    def collate(self, samples: Sequence[S]) -> B_co: ...
+
+    def numbers(self, step: int, *, batch: int, rank: int, world: int) -> list[int]:
+        """The samples of one worker's share of the global batch ``step``; raises ``ValueError`` if there is none."""
+
+
 class PairData:
     """Numbered pairs of the comparator."""
 
@@ -100,6 +114,12 @@ class PairData:
         original_HWC = self.photographs[int(order_N[place])]
         strangers = [self.photographs[index] for index in others]
         return pairs.render(original_HWC, strangers, rng, self.settings, kind=kind)
+
+    def collate(self, samples: Sequence[Pair]) -> Batch:
+        return collate(samples)
+
+    def numbers(self, step: int, *, batch: int, rank: int, world: int) -> list[int]:
+        return numbers(step, batch=batch, rank=rank, world=world)
 
 
 class Batch(NamedTuple):
@@ -140,15 +160,22 @@ def numbers(step: int, *, batch: int, rank: int, world: int) -> list[int]:
     return [number(step * share + i, rank=rank, world=world) for i in range(share)]
 
 
-class Feed:
+class Feed(Generic[S, B_co]):
     """Batches in order from ``step`` on, rendered ahead by child processes (0: in this one)."""
 
     def __init__(
-        self, data: PairData, *, batch: int, step: int = 0, rank: int = 0, world: int = 1, processes: int = 0
+        self,
+        data: Numbered[S, B_co],
+        *,
+        batch: int,
+        step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        processes: int = 0,
     ) -> None:
         self._data, self._batch, self._rank, self._world = data, batch, rank, world
         self._step = step
-        self._ahead: deque[list[Future[Pair]]] = deque()
+        self._ahead: deque[list[Future[S]]] = deque()
         self._pool: ProcessPoolExecutor | None = None
         if processes:
             self._pool = ProcessPoolExecutor(
@@ -156,11 +183,11 @@ class Feed:
             )
             self._depth = 2 + processes
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[B_co]:
         while True:
             yield self._next()
 
-    def _next(self) -> Batch:
+    def _next(self) -> B_co:
         if self._pool is None:
             samples = [self._data.sample(n) for n in self._numbers(self._step)]
         else:
@@ -169,10 +196,10 @@ class Feed:
                 self._ahead.append([self._pool.submit(_sample, n) for n in coming])
             samples = [one.result() for one in self._ahead.popleft()]
         self._step += 1
-        return collate(samples)
+        return self._data.collate(samples)
 
     def _numbers(self, step: int) -> list[int]:
-        return numbers(step, batch=self._batch, rank=self._rank, world=self._world)
+        return self._data.numbers(step, batch=self._batch, rank=self._rank, world=self._world)
 
     def close(self) -> None:
         """End the child processes; what they were rendering is dropped."""
@@ -180,14 +207,14 @@ class Feed:
             self._pool.shutdown(cancel_futures=True)
 
 
-_RENDERER: list[PairData] = []
+_RENDERER: list[Numbered[Any, Any]] = []
 
 
-def _become(data: PairData) -> None:
+def _become(data: Numbered[Any, Any]) -> None:
     """A child renders for one training run, on one thread."""
     cv2.setNumThreads(1)
     _RENDERER[:] = [data]
 
 
-def _sample(n: int) -> Pair:
+def _sample(n: int) -> Any:
     return _RENDERER[0].sample(n)

@@ -14,7 +14,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from stemma.errors import BadRequest
 from stemma.flow import EMBEDDING_DIM
+from stemma.networks.backbones import Lite0
 from stemma.networks.encoder import SIZES, EncoderNetwork
 from training import losses
 from training.groups import GroupBatch
@@ -47,27 +49,41 @@ class EncoderTraining(BaseModel):
     projected: int = Field(128, ge=1, description="width of E_b's output; 256 starts as the identity")
     clean: bool = Field(False, description="anchor clean originals through a following twin")
     queue: int = Field(0, ge=0, description="past clean embeddings that are negatives")
+    frozen_cells: bool = Field(
+        False, description="keep the trunk through its stride-16 stage: stored cells and the match threshold stay valid"
+    )
     follow: float = Field(0.99, ge=0, lt=1, description="decay of the twin's weights")
 
 
 class EncoderStep:
     """A network, E_b, the following twin, the queue and the optimizer: all that a checkpoint holds."""
 
-    def __init__(self, settings: EncoderTraining, network: EncoderNetwork, workers: Workers | None = None) -> None:
+    def __init__(
+        self,
+        settings: EncoderTraining,
+        network: EncoderNetwork,
+        workers: Workers | None = None,
+        *,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """Takes ``network`` to ``device``, and every batch with it."""
         if network.size.name != settings.size:
             raise ValueError(f"settings are for {settings.size}, the network is {network.size.name}")
-        self.settings, self.network = settings, network.eval()
+        self.settings, self.device = settings, torch.device(device)
+        self.network: EncoderNetwork = network.eval().to(self.device)
         self._workers: Workers = workers or Alone()
-        self.projection = _projection(settings)
+        self.projection = _projection(settings).to(self.device)
+        if settings.frozen_cells:
+            _freeze_cells(network)
         if network.embedding is not None:
             # fitted by PCA so far; it is trained from there
             network.embedding.components_DC.requires_grad_(True)
-        self._learned = self._tensors(network, self.projection)
+        self._learned = [one for one in self._tensors(network, self.projection) if one.requires_grad]
         self._twin, self._twin_projection = copy.deepcopy(network), copy.deepcopy(self.projection)
         for tensor in self._tensors(self._twin, self._twin_projection):
             tensor.requires_grad_(False)
-        self._queue_QD = torch.zeros(settings.queue, settings.projected)
-        self._photograph_Q = torch.full((settings.queue,), EMPTY)
+        self._queue_QD = torch.zeros(settings.queue, settings.projected, device=self.device)
+        self._photograph_Q = torch.full((settings.queue,), EMPTY, device=self.device)
         self._optimizer = torch.optim.SGD(
             self._learned, lr=settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
@@ -76,6 +92,7 @@ class EncoderStep:
         """One update on this worker's share of global batch ``t``; the loss over the whole batch."""
         # statistics of BatchNorm stay as they are: batches are small, and the index is built in eval mode
         self.network.eval()
+        batch = moved(batch, self.device)
         e_BD = self.projection(_embedding(self.network, batch.view_B3HW))
         loss = self._against_clean(e_BD, batch) if self.settings.clean else self._against_views(e_BD, batch)
         self._optimizer.zero_grad()
@@ -156,8 +173,21 @@ class EncoderStep:
         self.projection.load_state_dict(state["projection"])
         self._twin.load_state_dict(state["twin"])
         self._twin_projection.load_state_dict(state["twin_projection"])
-        self._queue_QD, self._photograph_Q = state["queue"], state["photographs"]
+        self._queue_QD, self._photograph_Q = (state[name].to(self.device) for name in ("queue", "photographs"))
         self._optimizer.load_state_dict(state["optimizer"])
+
+
+def moved(batch: GroupBatch, device: torch.device) -> GroupBatch:
+    """The batch on ``device``; itself where it is there already."""
+    return GroupBatch(*(part.to(device, non_blocking=True) for part in batch))
+
+
+def _freeze_cells(network: EncoderNetwork) -> None:
+    trunk = network.trunk
+    if not isinstance(trunk, Lite0):
+        raise BadRequest("frozen_cells is for the starter's trunk", subject="encoder.frozen_cells")
+    for part in (trunk.stem, trunk.cells):
+        part.requires_grad_(False)
 
 
 def build(settings: EncoderTraining) -> EncoderNetwork:
@@ -207,6 +237,8 @@ def rate(settings: EncoderTraining, t: int) -> float:
 @torch.inference_mode()
 def validate(network: EncoderNetwork, batches: list[GroupBatch]) -> dict[str, float]:
     """Share of views whose nearest clean original, among all of the batches', is their own: benign and manipulated."""
+    device = network.mean_C11.device
+    batches = [moved(batch, device) for batch in batches]
     clean_ND = torch.cat([network(batch.clean_G3HW)[0] for batch in batches])
     photograph_N = torch.cat([batch.photograph_G for batch in batches])
     right: list[Tensor] = []

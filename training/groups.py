@@ -6,7 +6,7 @@ A global batch is 16 originals, each with one manipulated version, two augmented
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from stemma.networks.encoder import squash
 from stemma.vision import benign, edits
 from stemma.vision.geometry import Picture
+from training import data
 from training.data import Photographs
 
 VIEWS = 4
@@ -64,20 +65,26 @@ class GroupData:
         views = np.stack([squash(benign.render(source, rng).rgb_HWC) for source in sources])
         return Group(photograph=photograph, clean_HWC=squash(original_HWC), views_VHWC=views)
 
+    def sample(self, n: int) -> Group:
+        """Group ``n`` of all: the groups of global batch ``step`` are numbered from ``step * batch`` on."""
+        return self.group(*divmod(n, self.batch))
+
+    def numbers(self, step: int, *, batch: int, rank: int, world: int) -> list[int]:
+        """This worker's share of a global batch, in runs of neighbours; ``ValueError`` if it cannot be shared."""
+        if batch != self.batch or batch % world:
+            raise ValueError(f"a global batch of {self.batch} cannot be shared by {world} workers as one of {batch}")
+        share = batch // world
+        return list(range(step * batch + rank * share, step * batch + (rank + 1) * share))
+
+    def collate(self, samples: Sequence[Group]) -> GroupBatch:
+        return collate(samples)
+
     def batches(self, first: int, *, rank: int = 0, world: int = 1) -> Iterator[GroupBatch]:
-        """This worker's share of every global batch from ``first`` on, in runs of neighbours.
-
-        Raises ``ValueError`` if the batch cannot be shared.
-        """
-        if self.batch % world:
-            raise ValueError(f"a global batch of {self.batch} cannot be shared by {world} workers")
-        share, step = self.batch // world, first
-        while True:
-            yield collate([self.group(step, rank * share + i) for i in range(share)])
-            step += 1
+        """This worker's share of every global batch from ``first`` on, rendered here."""
+        yield from data.Feed(self, batch=self.batch, step=first, rank=rank, world=world)
 
 
-def collate(groups: list[Group]) -> GroupBatch:
+def collate(groups: Sequence[Group]) -> GroupBatch:
     """The batch of some groups, in order."""
 
     def stack(pictures: list[Picture]) -> Tensor:

@@ -1,52 +1,67 @@
-"""Start a training run: ``python -m training.launch --config FILE --data DIR --run NAME [--workers N] [--resume]``.
+"""Where a run's steps are made: the bare loop in this process, or Ray Train's workers on one machine or many.
 
-``--workers 0`` (the default) is the bare loop in this process; N >= 1 puts the same step on N Ray Train workers, on
-one machine or on many that see the same ``--runs`` and ``--data`` folders. This is the only file of training that
-imports Ray.
-
-The run's folder is the truth in both: every worker starts from its ``last.pt``, the first one alone writes it. So a run
-may lose a worker (Ray Train starts the group again), or all of them, or change their number, and goes on.
+This is the only file of training that imports Ray. The run's folder is the truth in both: every worker starts from its
+``last.pt``, the first one alone writes it. So a run may lose a worker (Ray Train starts the group again), or all of
+them, or change their number, and goes on. Workers on many machines need ``folder`` and ``data`` on a file system that
+all of them see.
 """
 
 from __future__ import annotations
 
-import argparse
+import os
+import secrets
 import signal
-import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import cv2
 import torch
 
-from stemma import terminal
-from stemma.errors import BadRequest, StemmaError, Unavailable
-from training import loop, recipe
-from training.loop import Run
-from training.recipe import TrainingConfig
+from stemma.errors import BadRequest, Unavailable
+from training import live, loop, recipe
+from training.live import Bar, Events
+from training.loop import Entry, Run
+from training.recipe import Parts, TrainingConfig
 from training.workers import Alone, Group
 
 FAILURES_MAX = 3
 """Restarts of a group of workers before a run is given up; it can be resumed."""
 RAY_FOLDER = "ray"
 """Below the run's own folder: what Ray Train keeps for itself."""
+BEGIN_SHARE_MIN = 0.5
+"""Of a network's tensors must fit for a run to begin from other weights; the two networks share part of a trunk."""
 
 
-def alone(config: TrainingConfig, data: Path, folder: Path, *, resume: bool, begin: Path | None = None) -> int:
+def alone(
+    config: TrainingConfig,
+    data: Path,
+    folder: Path,
+    *,
+    resume: bool,
+    begin: str | None = None,
+    gpus: bool = False,
+) -> int:
     """The bare loop, in this process; SIGTERM ends it behind a checkpoint. Returns the number of steps done in all.
 
-    ``begin`` is a checkpoint whose weights a new run starts from.
+    ``begin`` names weights that a new run starts from (``recipe.starting``).
     """
     _one_thread()
+    if gpus and not torch.cuda.is_available():
+        raise BadRequest("there is no GPU here; leave --gpus out", subject="--gpus")
     stopped: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
-    parts, plain = recipe.parts(config, data, Alone()), recipe.describe(config)
+    parts, plain = recipe.parts(config, data, Alone(), device="cuda" if gpus else "cpu"), recipe.describe(config)
     run: Run[Any] = Run(folder, config.loop)
-    first = run.start(parts.step, plain, resume=resume)
-    if begin is not None and not resume:
-        terminal.notes().print(f"{parts.begin(begin)} tensors from {begin}")
     try:
-        with terminal.progress(folder.name, parts.steps - first) as moved:
+        first = _again(run, parts, plain) if resume else _start(run, parts, plain, begin)
+        with bar(config, folder, first) as shown, closing(Events(folder, first=first)) as events:
+
+            def told(entry: Entry) -> None:
+                shown.show(entry)
+                events.write(entry)
+
             return run.go(
                 parts.step,
                 parts.batches(first),
@@ -54,7 +69,7 @@ def alone(config: TrainingConfig, data: Path, folder: Path, *, resume: bool, beg
                 first=first,
                 steps=parts.steps,
                 validate=parts.validate,
-                moved=moved,
+                told=told,
                 stop=lambda: bool(stopped),
             )
     finally:
@@ -62,29 +77,86 @@ def alone(config: TrainingConfig, data: Path, folder: Path, *, resume: bool, beg
         parts.close()
 
 
-def spread(config: TrainingConfig, data: Path, folder: Path, *, workers: int, resume: bool) -> int:
+def _again(run: Run[Any], parts: Parts, plain: dict[str, Any]) -> int:
+    run.reopen(plain)
+    return run.join(parts.step, plain)
+
+
+def _start(run: Run[Any], parts: Parts, plain: dict[str, Any], begin: str | None) -> int:
+    """A new run; with ``begin`` its first checkpoint is what it begins from."""
+    fitted = None if begin is None else parts.begin(begin)
+    tensors = len(parts.step.state_dict()["network"])
+    if fitted is not None and fitted < BEGIN_SHARE_MIN * tensors:
+        raise BadRequest(f"only {fitted} of {tensors} tensors fit; these are weights of something else", subject=begin)
+    first = run.start(parts.step, plain, resume=False)
+    if fitted is not None:
+        run.begin(parts.step, plain)
+    return first
+
+
+def bar(config: TrainingConfig, folder: Path, first: int) -> Bar:
+    """The bar of a run: pairs a second, or views a second."""
+    items, unit = recipe.items(config)
+    return Bar(folder.name, first=first, steps=recipe.steps(config), items=items, unit=unit)
+
+
+def spread(
+    config: TrainingConfig,
+    data: Path,
+    folder: Path,
+    *,
+    workers: int,
+    resume: bool,
+    begin: str | None = None,
+    gpus: bool = False,
+    address: str | None = None,
+) -> int:
     """The same steps on ``workers`` Ray Train workers. Returns the number of steps done in all.
 
-    Raises ``BadRequest`` for a batch that cannot be shared, ``Conflict`` and ``NotFound`` as the bare loop does, and
-    ``Unavailable`` when the workers failed more than ``FAILURES_MAX`` times; the run can then be resumed.
+    Ray is started for this run unless it runs already or ``address`` names a cluster to join. Raises ``BadRequest`` for
+    a batch that cannot be shared, ``Conflict`` and ``NotFound`` as the bare loop does, and ``Unavailable`` when the
+    workers failed more than ``FAILURES_MAX`` times; the run can then be resumed.
     """
-    batch = config.comparator.batch if config.network == "comparator" else config.encoder.batch
-    if batch % workers:
-        raise BadRequest(f"a batch of {batch} cannot be shared by {workers} workers", subject=f"{config.network}.batch")
-    run: Run[Any] = Run(folder, config.loop)
+    items = config.comparator.batch if config.network == "comparator" else config.encoder.batch
+    if items % workers:
+        raise BadRequest(f"a batch of {items} cannot be shared by {workers} workers", subject=f"{config.network}.batch")
+    if gpus and address is None and torch.cuda.device_count() < workers:
+        raise BadRequest(f"{torch.cuda.device_count()} GPUs are here for {workers} workers", subject="--gpus")
+    run, plain = Run[Any](folder, config.loop), recipe.describe(config)
     if resume:
-        run.reopen(recipe.describe(config))
+        run.reopen(plain)
+    elif begin is not None:
+        parts = recipe.parts(config, data, Alone())
+        _start(run, parts, plain, begin)
     else:
-        run.create(recipe.describe(config))
+        run.create(plain)
+    first = int(loop.load(folder / loop.LAST)["t"]) if (folder / loop.LAST).exists() else 0
+    with (
+        ray_for(folder, workers, address),
+        bar(config, folder, first) as shown,
+        live.Follower(folder, shown.show),
+    ):
+        _fit(config, data, folder, workers=workers, gpus=gpus)
+    return int(loop.load(folder / loop.LAST)["t"])
+
+
+def _fit(config: TrainingConfig, data: Path, folder: Path, *, workers: int, gpus: bool) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    attempts = len(list((folder / RAY_FOLDER).glob("*"))) if (folder / RAY_FOLDER).exists() else 0
+    attempts = len(list((folder / RAY_FOLDER).glob("attempt-*")))
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"config": recipe.describe(config), "data": str(data), "folder": str(folder.resolve())},
-        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
-        torch_config=TorchConfig(backend="gloo"),
+        train_loop_config={
+            "config": recipe.describe(config),
+            "data": str(data.resolve()),
+            "folder": str(folder.resolve()),
+            "gpus": gpus,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpus, resources_per_worker={"CPU": 1} | ({"GPU": 1} if gpus else {})
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         # a name of its own each time: Ray Train would otherwise resume a finished run's state by its name alone
         run_config=RunConfig(
             name=f"attempt-{attempts}",
@@ -95,17 +167,63 @@ def spread(config: TrainingConfig, data: Path, folder: Path, *, workers: int, re
     result = trainer.fit()
     if result.error is not None:
         raise Unavailable(f"the workers failed: {result.error}; resume the run", subject=folder.name)
-    return int(loop.load(folder / loop.LAST)["t"])
+
+
+@contextmanager
+def ray_for(folder: Path, workers: int, address: str | None = None) -> Iterator[None]:
+    """A Ray that ``workers`` fit into: the one that runs in this process, the one at ``address``, or one of our own,
+    which ends with the block. Raises ``Unavailable`` when none answers at ``address``."""
+    if address is None:
+        os.environ.update(_environment(folder))
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    # without "local" Ray joins whatever cluster it finds on the machine
+    own = {"address": "local", "num_cpus": max(workers + 1, os.cpu_count() or 1), "include_dashboard": False}
+    try:
+        ray.init(**(own if address is None else {"address": address}), log_to_driver=False, configure_logging=False)
+    except ConnectionError as error:
+        raise Unavailable(f"no Ray cluster answers at {address}: {error}", subject="--address") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """What a process that starts Ray must have in its environment before it imports it; a caller's own mode stays."""
+    found = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+        "RAY_worker_niceness": "0",  # at nice 15 whatever else is on the machine starves the workers
+    }
+    if "RAY_AUTH_MODE" not in os.environ:
+        # Ray would write a token into the user's home on its own
+        token = folder / RAY_FOLDER / "auth_token"
+        token.parent.mkdir(parents=True, exist_ok=True)
+        if not token.exists():
+            token.touch(mode=0o600)
+            token.write_text(secrets.token_hex(32))
+        found |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token.resolve())}
+    return found
 
 
 def _work(task: dict[str, Any]) -> None:
     """What each Ray Train worker does: the bare loop's run, in step with the others."""
     _one_thread()
     config, folder = TrainingConfig.model_validate(task["config"]), Path(task["folder"])
-    group = Group()
-    parts, plain = recipe.parts(config, Path(task["data"]), group), recipe.describe(config)
-    run: Run[Any] = Run(folder, config.loop, writes=group.rank == 0)
+    group, device = Group(), torch.device("cpu")
+    if task["gpus"]:
+        from ray.train.torch import get_device
+
+        device = get_device()
+    parts, plain = recipe.parts(config, Path(task["data"]), group, device=device), recipe.describe(config)
+    writes = group.rank == 0
+    run: Run[Any] = Run(folder, config.loop, writes=writes)
     first = run.join(parts.step, plain)
+    events = Events(folder, first=first) if writes else None
     try:
         run.go(
             parts.step,
@@ -114,43 +232,15 @@ def _work(task: dict[str, Any]) -> None:
             first=first,
             steps=parts.steps,
             validate=parts.validate,
+            told=events.write if events else lambda _: None,
         )
     finally:
         parts.close()
+        if events:
+            events.close()
 
 
 def _one_thread() -> None:
     """One worker computes on one thread: two workers are faster than two threads (1.67 to 1.37 times one)."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-
-
-def main(argv: list[str]) -> int:
-    """The command; a refusal is one line and exit code 2, before Ray is started."""
-    parser = argparse.ArgumentParser(prog="training.launch", description="Train a network.")
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--run", required=True, help="name of the run")
-    parser.add_argument("--runs", type=Path, default=Path("out/runs"))
-    parser.add_argument("--workers", type=int, default=0, help="Ray Train workers; 0: the bare loop")
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--begin", type=Path, help="checkpoint whose weights a new run starts from")
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="a.b=c")
-    args = parser.parse_args(argv)
-    folder = args.runs / args.run
-    try:
-        config = recipe.read(args.config, args.overrides)
-        if args.workers == 0:
-            alone(config, args.data, folder, resume=args.resume, begin=args.begin)
-        elif args.begin is not None:
-            raise BadRequest("--begin is for the bare loop; start there, then resume with workers", subject="--begin")
-        else:
-            spread(config, args.data, folder, workers=args.workers, resume=args.resume)
-    except StemmaError as error:
-        print(f"{error.detail} [{error.subject}]", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

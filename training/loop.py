@@ -1,4 +1,4 @@
-"""The bare loop around a plain step: batches, checkpoints, resuming, validation, a bar and a JSONL log.
+"""The bare loop around a plain step: batches, checkpoints, resuming, validation and a JSONL log.
 
 A run is a folder: ``log.jsonl`` (one line a step, one a validation), ``last.pt`` (everything the next step depends on:
 weights, optimizer, random state, data position), ``best.pt`` (the same, at the best validation so far). Step ``t``
@@ -24,6 +24,10 @@ from stemma.errors import Conflict, Corrupt, NotFound
 B = TypeVar("B")
 B_contra = TypeVar("B_contra", contravariant=True)
 LAST, BEST, LOG, CONFIG = "last.pt", "best.pt", "log.jsonl", "config.json"
+Entry = dict[str, Any]
+"""One line of the log: ``t`` with a step's loss, its parts and seconds, or ``t`` with ``validation``."""
+CLOCKS = ("step_s", "data_s")
+"""What an entry says of time: seconds of the step, and of waiting for its batch. All else is the same in every run."""
 
 
 class Step(Protocol[B_contra]):
@@ -86,9 +90,17 @@ class Run(Generic[B]):
                 f"the run was started with another {', '.join(changed)}; start a new run", subject=str(self.folder)
             )
 
+    def begin(self, step: Step[B], config: dict[str, Any]) -> None:
+        """Save the state before step 0, for what starts from it: workers, or a resume before the first checkpoint."""
+        self._save(LAST, step, 0, config)
+
     def join(self, step: Step[B], config: dict[str, Any]) -> int:
-        """As ``start``, for a worker of a run that was created: from ``last.pt``, or from 0 before there is one."""
-        return self._restore(step, config) if (self.folder / LAST).exists() else 0
+        """As ``start``, for a run that was created: from ``last.pt``, or from 0 before there is one."""
+        if (self.folder / LAST).exists():
+            return self._restore(step, config)
+        if self._writes:
+            self._truncate(0)
+        return 0
 
     def _restore(self, step: Step[B], config: dict[str, Any]) -> int:
         state = load(self.folder / LAST)
@@ -109,19 +121,24 @@ class Run(Generic[B]):
         first: int,
         steps: int,
         validate: Callable[[], dict[str, float]] | None = None,
-        moved: Callable[[int], None] = lambda _: None,
+        told: Callable[[Entry], None] = lambda _: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> int:
-        """Run to ``steps`` or until ``stop``; batches start at ``first``. Returns the number of steps done in all."""
+        """Run to ``steps`` or until ``stop``; batches start at ``first``. Returns the number of steps done in all.
+
+        ``told`` hears of every step and validation, from the worker that writes.
+        """
         t = first
         while t < steps and not stop():
+            asked = time.perf_counter()
             batch = next(batches)
             began = time.perf_counter()
             said = step.step(batch, t)
             t += 1
-            moved(1)
             if self._writes:
-                self._keep(step, t, {**said, "step_s": round(time.perf_counter() - began, 4)}, config, steps, validate)
+                clocks = (time.perf_counter() - began, began - asked)
+                entry = {"t": t, **said} | {name: round(s, 4) for name, s in zip(CLOCKS, clocks, strict=True)}
+                self._keep(step, entry, config, steps, validate, told)
         if self._writes and first < t < steps and t % self.settings.checkpoint_every:
             self._save(LAST, step, t, config)
         return t
@@ -129,18 +146,21 @@ class Run(Generic[B]):
     def _keep(
         self,
         step: Step[B],
-        t: int,
-        said: dict[str, float],
+        entry: Entry,
         config: dict[str, Any],
         steps: int,
         validate: Callable[[], dict[str, float]] | None,
+        told: Callable[[Entry], None],
     ) -> None:
-        """Log step ``t``, validate and save where it is time to."""
+        """Log a step, validate and save where it is time to."""
+        t = entry["t"]
         if t % self.settings.log_every == 0:
-            self._log({"t": t, **said})
+            self._log(entry)
+        told(entry)
         if validate is not None and (t == steps or t % self.settings.validate_every == 0):
             found = validate()
             self._log({"t": t, "validation": found})
+            told({"t": t, "validation": found})
             if found["score"] > self._best:
                 self._best = found["score"]
                 self._save(BEST, step, t, config)
@@ -163,7 +183,7 @@ class Run(Generic[B]):
             os.fsync(out.fileno())
         beside.replace(self.folder / name)
 
-    def _log(self, entry: dict[str, Any]) -> None:
+    def _log(self, entry: Entry) -> None:
         with (self.folder / LOG).open("a", encoding="utf-8") as log:
             log.write(json.dumps(entry) + "\n")
 
@@ -183,15 +203,22 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
+def log(folder: Path) -> list[Entry]:
+    """What a run's log says, whole lines alone: the last one may be being written."""
+    path = folder / LOG
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
+
+
 def load(path: Path) -> dict[str, Any]:
-    """A checkpoint. Raises ``NotFound`` where there is none and ``Corrupt`` for one that cannot be read."""
+    """A checkpoint, on the CPU. Raises ``NotFound`` where there is none and ``Corrupt`` for one that cannot be read."""
     if not path.exists():
         raise NotFound("there is no checkpoint to resume from", subject=str(path))
     # a torn file is no archive; torch would take it for its oldest format and fail in any of ten ways
     if not zipfile.is_zipfile(path):
         raise Corrupt("the checkpoint is torn; start from another one", subject=str(path))
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     except (RuntimeError, pickle.UnpicklingError) as error:
         raise Corrupt(f"the checkpoint cannot be read: {error}", subject=str(path)) from error
     return state

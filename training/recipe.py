@@ -11,23 +11,29 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
 
-from stemma.errors import BadRequest, NotFound
+from stemma.errors import BadRequest, Corrupt, NotFound
 from stemma.networks import encoder as encoder_network
 from stemma.networks import weights as weights_files
 from stemma.networks.backbones import Lite0, lite0_keys
-from training import comparator, data, encoder, loop
+from training import comparator, data, encoder, hardest, loop
 from training.comparator import ComparatorSettings, ComparatorStep
 from training.data import Feed, PairData
 from training.encoder import EncoderStep, EncoderTraining
-from training.groups import GroupBatch, GroupData
+from training.groups import VIEWS, Group, GroupBatch, GroupData
+from training.hardest import Row
 from training.loop import LoopSettings, Step
 from training.pairs import KINDS, Pair
 from training.workers import Workers
 
+CHECKOUT = Path(__file__).parent.parent / "configs" / "training"
 LITE0_FILE = "efficientnet_lite0.safetensors"
+SHIPPED = "shipped"
+"""What ``--begin`` calls the weights that come with this version."""
 VALIDATION_SEED = 7_000_003
 """Far from every training seed; what chooses a checkpoint is drawn once and for all."""
 GROUPS_PER_BATCH = 7
@@ -45,6 +51,12 @@ class TrainingConfig(BaseModel):
     loop: LoopSettings = LoopSettings()
     render_processes: int = Field(1, ge=0, description="processes of each worker that render ahead; 0: none")
     validation_renders: int = Field(2, ge=1, description="renderings of each validation photograph and kind")
+
+
+def default_path(network: str, size: str = "starter") -> Path:
+    """The config that ships for a network: in an installed package beside its code, in a checkout under ``configs``."""
+    installed = Path(__file__).parent / "configs" / size / f"{network}.yaml"
+    return installed if installed.exists() else CHECKOUT / size / f"{network}.yaml"
 
 
 def read(path: Path, overrides: Iterable[str] = ()) -> TrainingConfig:
@@ -83,6 +95,18 @@ def describe(config: TrainingConfig) -> dict[str, Any]:
     return plain
 
 
+def steps(config: TrainingConfig) -> int:
+    """Optimizer updates of a whole run."""
+    return config.comparator.steps if config.network == "comparator" else config.encoder.steps
+
+
+def items(config: TrainingConfig) -> tuple[int, str]:
+    """(what a step is fed, its unit): pairs of the comparator, views of the encoder."""
+    if config.network == "comparator":
+        return config.comparator.batch, "pairs"
+    return VIEWS * config.encoder.batch, "images"
+
+
 class Parts(Protocol):
     """What the loop needs of a network's training, on one worker."""
 
@@ -98,30 +122,35 @@ class Parts(Protocol):
     def validate(self) -> dict[str, float]:
         """What chooses the checkpoint, by ``score``."""
 
-    def begin(self, checkpoint: Path) -> int:
-        """Start a new run from another's weights; how many tensors fitted."""
+    def begin(self, source: str) -> int:
+        """Start a new run from other weights (``starting``); how many tensors fitted."""
+
+    def hardest(self) -> list[Row]:
+        """The validation cases, hardest first."""
 
     def close(self) -> None:
         """End what renders ahead."""
 
 
-def parts(config: TrainingConfig, folder: Path, workers: Workers) -> Parts:
+def parts(config: TrainingConfig, folder: Path, workers: Workers, *, device: str | torch.device = "cpu") -> Parts:
     """The parts of ``config``'s run. Raises ``NotFound`` where the development data lacks what it starts from."""
     if config.network == "comparator":
-        return ComparatorParts(config, folder, workers)
-    return EncoderParts(config, folder, workers)
+        return ComparatorParts(config, folder, workers, device)
+    return EncoderParts(config, folder, workers, device)
 
 
 class ComparatorParts:
     """The comparator's step over rendered pairs."""
 
-    def __init__(self, config: TrainingConfig, folder: Path, workers: Workers) -> None:
+    def __init__(
+        self, config: TrainingConfig, folder: Path, workers: Workers, device: str | torch.device = "cpu"
+    ) -> None:
         settings = config.comparator
         trunk = public_lite0(folder) if settings.size == "starter" else None
         self._config, self._workers, self._folder = config, workers, folder
-        self.step = ComparatorStep(settings, comparator.build(settings, trunk), workers)
+        self.step = ComparatorStep(settings, comparator.build(settings, trunk), workers, device=device)
         self._data = PairData(data.training_photographs(folder), settings.pairs, seed=settings.seed)
-        self._feed: Feed | None = None
+        self._feed: Feed[Pair, data.Batch] | None = None
         self._validation: list[Pair] = []
 
     @property
@@ -141,12 +170,18 @@ class ComparatorParts:
 
     def validate(self) -> dict[str, float]:
         """Of the averaged weights, on pairs laid by the real aligner."""
+        return comparator.validate(self.step.averaged, self._pairs())
+
+    def hardest(self) -> list[Row]:
+        return hardest.pairs(self.step.averaged, self._pairs())
+
+    def _pairs(self) -> list[Pair]:
         if not self._validation:
             self._validation = validation_pairs(self._config, self._folder)
-        return comparator.validate(self.step.averaged, self._validation)
+        return self._validation
 
-    def begin(self, checkpoint: Path) -> int:
-        return self.step.begin(loop.load(checkpoint)["step"]["averaged"])
+    def begin(self, source: str) -> int:
+        return self.step.begin(starting(source, self._config))
 
     def close(self) -> None:
         if self._feed is not None:
@@ -165,15 +200,18 @@ def validation_pairs(config: TrainingConfig, folder: Path) -> list[Pair]:
 class EncoderParts:
     """The retrieval encoder's step over groups of views; the starter goes on from the shipped weights."""
 
-    def __init__(self, config: TrainingConfig, folder: Path, workers: Workers) -> None:
+    def __init__(
+        self, config: TrainingConfig, folder: Path, workers: Workers, device: str | torch.device = "cpu"
+    ) -> None:
         settings = config.encoder
         network = encoder.build(settings)
         if settings.size == "starter":
             card, tensors = weights_files.read_tensors()
             encoder_network.fill(network, tensors, subject=card.name)
         self._config, self._workers, self._folder = config, workers, folder
-        self.step = EncoderStep(settings, network, workers)
+        self.step = EncoderStep(settings, network, workers, device=device)
         self._data = GroupData(data.training_photographs(folder), seed=settings.seed, batch=settings.batch)
+        self._feed: Feed[Group, GroupBatch] | None = None
         self._validation: list[GroupBatch] = []
 
     @property
@@ -181,21 +219,68 @@ class EncoderParts:
         return self._config.encoder.steps
 
     def batches(self, first: int) -> Iterator[GroupBatch]:
-        return self._data.batches(first, rank=self._workers.rank, world=self._workers.world)
+        self._feed = Feed(
+            self._data,
+            batch=self._config.encoder.batch,
+            step=first,
+            rank=self._workers.rank,
+            world=self._workers.world,
+            processes=self._config.render_processes,
+        )
+        return iter(self._feed)
 
     def validate(self) -> dict[str, float]:
-        if not self._validation:
-            photographs = data.validation_photographs(self._folder)
-            source = GroupData(photographs, seed=VALIDATION_SEED, batch=min(GROUPS_PER_BATCH, len(photographs)))
-            coming = source.batches(0)
-            self._validation = [next(coming) for _ in range(len(photographs) // source.batch)]
-        return encoder.validate(self.step.network, self._validation)
+        return encoder.validate(self.step.network, self._groups())
 
-    def begin(self, checkpoint: Path) -> int:
-        return self.step.begin(loop.load(checkpoint)["step"]["network"])
+    def hardest(self) -> list[Row]:
+        return hardest.views(self.step.network, self._groups())
+
+    def _groups(self) -> list[GroupBatch]:
+        if not self._validation:
+            self._validation = validation_groups(self._folder)
+        return self._validation
+
+    def begin(self, source: str) -> int:
+        return self.step.begin(starting(source, self._config))
 
     def close(self) -> None:
-        """Nothing renders ahead: a step takes longer than its groups."""
+        if self._feed is not None:
+            self._feed.close()
+
+
+def validation_groups(folder: Path) -> list[GroupBatch]:
+    """Four views of every validation photograph, the same in every run."""
+    photographs = data.validation_photographs(folder)
+    source = GroupData(photographs, seed=VALIDATION_SEED, batch=min(GROUPS_PER_BATCH, len(photographs)))
+    coming = source.batches(0)
+    return [next(coming) for _ in range(len(photographs) // source.batch)]
+
+
+def starting(source: str, config: TrainingConfig) -> dict[str, Tensor]:
+    """The tensors that ``--begin`` names: ``shipped``, a safetensors file, or a checkpoint of another run.
+
+    Raises ``NotFound`` for a file that is not there, ``Corrupt`` for one that cannot be read, and ``BadRequest`` for a
+    checkpoint of the other network.
+    """
+    if source == SHIPPED:
+        reader = weights_files.read_comparator if config.network == "comparator" else weights_files.read_tensors
+        return {name: torch.from_numpy(tensor) for name, tensor in reader()[1].items()}
+    path = Path(source)
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            return {name: tensor.float() for name, tensor in load(path.read_bytes()).items()}
+        except FileNotFoundError as error:
+            raise NotFound("there are no such weights to begin from", subject=source) from error
+        except SafetensorError as error:
+            raise Corrupt(f"the weights cannot be read: {error}", subject=source) from error
+    state = loop.load(path)
+    if state["config"]["network"] != config.network:
+        raise BadRequest(f"this is a checkpoint of the {state['config']['network']}", subject=source)
+    tensors: dict[str, Tensor] = state["step"]["averaged" if config.network == "comparator" else "network"]
+    return tensors
 
 
 def public_lite0(folder: Path) -> Lite0:

@@ -50,7 +50,7 @@ def entries(folder: Path) -> dict[int, dict[str, Any]]:
     path = folder / loop.LOG
     lines = path.read_text().splitlines() if path.exists() else []
     found = [json.loads(line) for line in lines if line.endswith("}")]
-    return {one["t"]: {k: v for k, v in one.items() if k != "step_s"} for one in found if "loss" in one}
+    return {one["t"]: {k: v for k, v in one.items() if k not in loop.CLOCKS} for one in found if "loss" in one}
 
 
 def workers() -> set[int]:

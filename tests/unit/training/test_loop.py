@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ def batches(first: int) -> Iterator[Tensor]:
 
 def advance(folder: Path, steps: int, *, resume: bool, every: int = 2, stop_at: int | None = None) -> Tiny:
     run: Run[Tensor] = Run(folder, LoopSettings(checkpoint_every=every, validate_every=3))
-    tiny, done = Tiny(), []
+    tiny, done = Tiny(), list[loop.Entry]()
     first = run.start(tiny, CONFIG, resume=resume)
     run.go(
         tiny,
@@ -61,15 +60,14 @@ def advance(folder: Path, steps: int, *, resume: bool, every: int = 2, stop_at: 
         first=first,
         steps=steps,
         validate=lambda: {"score": float(-tiny.net.weight.detach().abs().sum())},
-        moved=done.append,
+        told=lambda entry: done.append(entry) if "loss" in entry else None,
         stop=lambda: stop_at is not None and first + len(done) >= stop_at,
     )
     return tiny
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    entries = [json.loads(line) for line in (folder / loop.LOG).read_text().splitlines()]
-    return [{key: value for key, value in entry.items() if key != "step_s"} for entry in entries]
+    return [{key: value for key, value in entry.items() if key not in loop.CLOCKS} for entry in loop.log(folder)]
 
 
 @pytest.mark.parametrize("stop_at", [1, 4, 5])
@@ -141,6 +139,55 @@ def test_no_run_is_continued_or_overwritten_by_accident(tmp_path: Path) -> None:
     (tmp_path / "run" / loop.LAST).write_bytes(b"torn")
     with pytest.raises(Corrupt):
         advance(tmp_path / "run", 4, resume=True)
+
+
+def test_who_listens_hears_what_the_log_says(tmp_path: Path) -> None:
+    heard: list[loop.Entry] = []
+    run: Run[Tensor] = Run(tmp_path / "run", LoopSettings(validate_every=2))
+    first = run.start(Tiny(), CONFIG, resume=False)
+    score = {"score": 0.5}
+    run.go(Tiny(), batches(0), config=CONFIG, first=first, steps=3, validate=lambda: score, told=heard.append)
+    assert heard == loop.log(tmp_path / "run")
+    assert [("validation" in entry, entry["t"]) for entry in heard] == [
+        (False, 1),
+        (False, 2),
+        (True, 2),
+        (False, 3),
+        (True, 3),
+    ]
+    assert all(entry[clock] >= 0 for entry in heard if "loss" in entry for clock in loop.CLOCKS)
+
+
+def test_a_worker_that_does_not_write_leaves_nothing_and_tells_nobody(tmp_path: Path) -> None:
+    heard: list[loop.Entry] = []
+    run: Run[Tensor] = Run(tmp_path / "run", writes=False)
+    (tmp_path / "run").mkdir()
+    run.go(Tiny(), batches(0), config=CONFIG, first=run.join(Tiny(), CONFIG), steps=3, told=heard.append)
+    assert not heard and not list((tmp_path / "run").iterdir())
+
+
+def test_a_worker_that_fell_before_the_first_checkpoint_logs_its_steps_once(tmp_path: Path) -> None:
+    run: Run[Tensor] = Run(tmp_path / "run", LoopSettings(checkpoint_every=50))
+    run.create(CONFIG)
+    for steps in (3, 4):
+        torch.manual_seed(4)
+        tiny = Tiny()
+        first = run.join(tiny, CONFIG)
+        (tmp_path / "run" / loop.LAST).unlink(missing_ok=True)
+        run.go(tiny, batches(first), config=CONFIG, first=first, steps=steps)
+        (tmp_path / "run" / loop.LAST).unlink(missing_ok=True)
+    assert [entry["t"] for entry in lines(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_a_run_that_begins_from_weights_has_them_in_its_first_checkpoint(tmp_path: Path) -> None:
+    run: Run[Tensor] = Run(tmp_path / "run")
+    tiny = Tiny()
+    run.create(CONFIG)
+    torch.nn.init.constant_(tiny.net.weight, 0.25)
+    run.begin(tiny, CONFIG)
+    other = Tiny()
+    assert run.join(other, CONFIG) == 0
+    assert torch.equal(other.net.weight, tiny.net.weight)
 
 
 def test_a_checkpoint_is_never_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,18 +1,16 @@
-"""Training configs and the command around them: what ships parses, what is wrong is named, a miniature run runs."""
+"""Training configs: what ships parses, what is wrong is named, and what a run may begin from."""
 
 from __future__ import annotations
 
 import json
-import signal
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from stemma.errors import BadRequest, NotFound
-from training import launch, loop, recipe
-from training.data import Batch
+from stemma.errors import BadRequest, Corrupt, NotFound
+from stemma.networks import weights as weights_files
+from training import recipe
 from training.workers import Alone
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "training"
@@ -93,39 +91,6 @@ def test_validation_is_the_same_in_every_run(tiny: Path, miniature: Path) -> Non
     assert [pair.query_HWC.tobytes() for pair in first] == [pair.query_HWC.tobytes() for pair in again]
 
 
-def run(tiny: Path, miniature: Path, tmp_path: Path, *more: str) -> int:
-    arguments = ["--config", str(tiny), "--data", str(miniature), "--runs", str(tmp_path / "runs"), *more]
-    return launch.main(arguments)
-
-
-def losses(folder: Path) -> list[float]:
-    entries = [json.loads(line) for line in (folder / loop.LOG).read_text().splitlines()]
-    return [entry["loss"] for entry in entries if "loss" in entry]
-
-
-def test_a_miniature_run_resumes_to_the_bit(
-    tiny: Path, miniature: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    handler = signal.getsignal(signal.SIGTERM)
-    assert run(tiny, miniature, tmp_path, "--run", "whole") == 0
-    runs = tmp_path / "runs"
-    whole = losses(runs / "whole")
-    assert len(whole) == 4 and (runs / "whole" / loop.BEST).exists()
-    assert signal.getsignal(signal.SIGTERM) is handler
-    # a run that was killed behind its second step
-    config = recipe.read(tiny)
-    parts, plain = recipe.parts(config, miniature, Alone()), recipe.describe(config)
-    part: loop.Run[Batch] = loop.Run(runs / "parts", config.loop)
-    first = part.start(parts.step, plain, resume=False)
-    part.go(parts.step, parts.batches(first), config=plain, first=first, steps=2)
-    parts.close()
-    assert run(tiny, miniature, tmp_path, "--run", "parts", "--resume") == 0
-    assert losses(runs / "parts") == whole
-    assert run(tiny, miniature, tmp_path, "--run", "whole") == 2
-    assert "there is a run of this name" in capfd.readouterr().err
-    assert run(tiny, miniature, tmp_path, "--run", "next", "--begin", str(runs / "whole" / loop.BEST)) == 0
-
-
 def test_the_encoder_runs_from_the_shipped_weights(miniature: Path, tmp_path: Path) -> None:
     path = tmp_path / "encoder.yaml"
     path.write_text("network: encoder\nencoder: {batch: 2, steps: 1, clean: true, queue: 4, projected: 256}\n")
@@ -134,24 +99,43 @@ def test_the_encoder_runs_from_the_shipped_weights(miniature: Path, tmp_path: Pa
     assert said["loss"] < 1.0 and parts.steps == 1
     found = parts.validate()
     assert found["first_benign"] >= 0.5
-    torch.save({"step": parts.step.state_dict()}, tmp_path / "c.pt")
-    assert parts.begin(tmp_path / "c.pt") > 100
+    torch.save({"step": parts.step.state_dict(), "config": {"network": "encoder"}}, tmp_path / "c.pt")
+    assert parts.begin(str(tmp_path / "c.pt")) > 100
     parts.close()
-
-
-def test_refusals_come_before_ray(tiny: Path, miniature: Path, tmp_path: Path) -> None:
-    before = "ray" in sys.modules
-    for more in (
-        ["--run", "r", "--workers", "3"],
-        ["--run", "none", "--workers", "2", "--resume"],
-        ["--run", "r", "--workers", "2", "--set", "comparator.stepz=1"],
-        ["--run", "r", "--workers", "2", "--begin", "x.pt"],
-    ):
-        assert run(tiny, miniature, tmp_path, *more) == 2
-    assert ("ray" in sys.modules) == before
-    assert not (tmp_path / "runs").exists()
 
 
 def test_without_the_development_data_the_way_out_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="--data"):
         recipe.public_lite0(tmp_path)
+
+
+def test_the_config_of_a_network_is_found() -> None:
+    for network in ("encoder", "comparator"):
+        assert recipe.read(recipe.default_path(network)).network == network
+        assert recipe.default_path(network, "paper") == CONFIGS / "paper" / f"{network}.yaml"
+
+
+def test_a_run_may_begin_from_what_ships_or_a_file_of_it(tiny: Path, tmp_path: Path) -> None:
+    config = recipe.read(tiny)
+    shipped = recipe.starting("shipped", config)
+    assert "classify.weight" in shipped and all(tensor.is_floating_point() for tensor in shipped.values())
+    file = weights_files.SHIPPED / "starter" / "comparator.safetensors"
+    again = recipe.starting(str(file), config)
+    assert shipped.keys() == again.keys() and all(torch.equal(shipped[name], again[name]) for name in shipped)
+    with pytest.raises(NotFound):
+        recipe.starting(str(tmp_path / "none.safetensors"), config)
+    with pytest.raises(NotFound):
+        recipe.starting(str(tmp_path / "none.pt"), config)
+    (tmp_path / "torn.safetensors").write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(Corrupt):
+        recipe.starting(str(tmp_path / "torn.safetensors"), config)
+    torch.save({"step": {"network": {}}, "config": {"network": "encoder"}}, tmp_path / "c.pt")
+    with pytest.raises(BadRequest, match="checkpoint of the encoder"):
+        recipe.starting(str(tmp_path / "c.pt"), config)
+
+
+def test_a_step_is_fed_pairs_or_views(tiny: Path) -> None:
+    assert recipe.items(recipe.read(tiny)) == (2, "pairs")
+    paper = recipe.read(CONFIGS / "paper" / "encoder.yaml")
+    # DIC 4.2: 64 views
+    assert recipe.items(paper) == (64, "images") and recipe.steps(paper) == 7940
