@@ -57,11 +57,13 @@ def _network(
     # imported late: help and refusals need no torch.distributed
     from training import finish, launch
 
-    how = {"resume": resume is not None, "begin": begin, "gpus": gpus}
+    again = resume is not None
     if workers:
-        done = launch.spread(found, data, folder, workers=workers, address=address, **how)
+        done = launch.spread(
+            found, data, folder, workers=workers, resume=again, begin=begin, gpus=gpus, address=address
+        )
     else:
-        done = launch.alone(found, data, folder, **how)
+        done = launch.alone(found, data, folder, resume=again, begin=begin, gpus=gpus)
     for path in finish.finish(found, data, folder, gpus=gpus):
         notes().print(f"{path}", highlight=False, soft_wrap=True)
     print(f"{folder}: {done} of {recipe.steps(found)} steps")
@@ -87,7 +89,7 @@ def _fit(
     ] = None,
     kind: Annotated[str, typer.Option(help="codec of a collection: opq or paper")] = "opq",
 ) -> int:
-    """Fit the starter's projections, codec or match threshold, or the comparator's (calibrate); a collection's own codec.
+    """Fit the starter's projections, codec or match threshold, the comparator's thresholds, or a collection's own codec.
 
     `stemma train encoder --help` and `stemma train comparator --help` tell how the networks are trained.
     """
