@@ -96,16 +96,16 @@ class Events:
         # half a second, which a refused command must not wait
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(folder / EVENTS, purge_step=first)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(folder / EVENTS, purge_step=first)
 
     def write(self, entry: Entry) -> None:
         t, kind = entry["t"], "validation" if "validation" in entry else "train"
         for name, value in (entry["validation"] if kind == "validation" else entry).items():
             if name != "t":
-                self._writer.add_scalar(f"{kind}/{name}", value, t)  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(f"{kind}/{name}", value, t)
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class Follower:

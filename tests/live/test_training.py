@@ -1,4 +1,4 @@
-"""Ray Train around the plain step: two workers learn what one does, and a killed worker costs no step."""
+"""Ray Train around the plain step: two workers learn what one does, and killed workers, one or all, cost no step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ loop: {checkpoint_every: 10, validate_every: 1000}
 render_processes: 0
 validation_renders: 1
 """
-KILL_AT = 25
+ONE_KILLED_AT, ALL_KILLED_AT = 25, 45
 
 
 @pytest.fixture
@@ -68,25 +68,31 @@ def workers() -> set[int]:
 
 
 class Killer(threading.Thread):
-    """Kills one worker when the log has come to ``KILL_AT``, and keeps what the log said until then."""
+    """Kills one worker, later all of them, when the log has come so far, and keeps what the log said until then."""
 
     def __init__(self, folder: Path, mine: set[int]) -> None:
         super().__init__(daemon=True)
-        self._folder, self._others, self.said = folder, mine, dict[int, dict[str, Any]]()
+        self._folder, self._others, self.said = folder, mine, list[dict[int, dict[str, Any]]]()
         self.over = threading.Event()
 
     def run(self) -> None:
-        while not self.over.wait(0.01):
+        at = [ONE_KILLED_AT, ALL_KILLED_AT]
+        while at and not self.over.wait(0.01):
             said = entries(self._folder)
-            if len(said) >= KILL_AT:
-                self.said = said
-                os.kill(max(workers() - self._others), signal.SIGKILL)
-                return
+            if len(said) < at[0]:
+                continue
+            self.said.append(said)
+            living = sorted(workers() - self._others)
+            for pid in living if at.pop(0) == ALL_KILLED_AT else living[-1:]:
+                os.kill(pid, signal.SIGKILL)
+            # until the log has gone back to the checkpoint it would look as far as before
+            while len(entries(self._folder)) >= len(said) and not self.over.wait(0.01):
+                pass
 
 
 # Ray Train copies Ray Data's settings one by one and so deprecates its own
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*", "ignore::FutureWarning:ray.*")
-def test_two_workers_and_a_kill_are_the_bare_loop(ray_cluster: Any, data: Path, tmp_path: Path) -> None:
+def test_two_workers_that_are_killed_are_the_bare_loop(ray_cluster: Any, data: Path, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG, encoding="utf-8")
     config = recipe.read(path)
@@ -100,8 +106,9 @@ def test_two_workers_and_a_kill_are_the_bare_loop(ray_cluster: Any, data: Path, 
     spread = entries(tmp_path / "spread")
     assert list(spread) == list(range(1, 61))
     # the steps behind the last checkpoint were made twice, and said the same to the last bit
-    assert len(killer.said) >= KILL_AT
-    assert {t: spread[t] for t in killer.said} == killer.said
+    assert [len(said) >= at for said, at in zip(killer.said, (ONE_KILLED_AT, ALL_KILLED_AT), strict=True)] == [True] * 2
+    for said in killer.said:
+        assert {t: spread[t] for t in said} == said
     threads = torch.get_num_threads()
     launch.alone(config, data, tmp_path / "alone", resume=False)
     torch.set_num_threads(threads)
