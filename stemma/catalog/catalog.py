@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stemma.api import DeleteResult, ImageRecord, IngestResult
-from stemma.catalog import compaction, journal, planning, repair
+from stemma.catalog import compaction, generation, journal, planning, repair
 from stemma.catalog.compaction import Compacted
 from stemma.catalog.durable import Disk, Table, reading
 from stemma.catalog.encoding import encode, encode_tombstones, physical, sha_prefix
@@ -224,9 +224,7 @@ class Catalog:
             horizon = compaction.horizon_of(entries, time.time() - retain_s)
             with self._writing():
                 entry, groups, files = compaction.compact(now, horizon=horizon, fragment_rows=fragment_rows)
-                compaction.replace_journal(self._root, entries, entry, files, self._disk)
-                self._disk.step("acknowledged")
-                self._state.refresh()
+                self._switch(entries, entry, files)
                 after = self._state.now
                 removed = [
                     compaction.clean(table, self._disk, keep_versions_s) for table in (after.catalog, after.tombstones)
@@ -238,6 +236,15 @@ class Catalog:
                 versions_removed=sum(removed),
                 horizon=after.entry.horizon,
             )
+
+    def reencode(self, weights: str, describe: generation.Describe, moved: generation.Moved = generation.still) -> int:
+        """Move every live image over to other weights, whole or not at all (generation.py); returns how many."""
+        with self._mutex:
+            self._check_writable()
+            with self._writing():
+                entry, files = generation.reencode(self._state.now, weights, describe, moved)
+                self._switch(journal.read(self._root)[0], entry, files)
+            return len(self)
 
     # Reading
 
@@ -412,6 +419,11 @@ class Catalog:
 
     def _writing(self) -> _Writing:
         return _Writing(self)
+
+    def _switch(self, entries: Sequence[Entry], entry: Entry, files: Sequence[Path]) -> None:
+        compaction.replace_journal(self._root, entries, entry, files, self._disk)
+        self._disk.step("acknowledged")
+        self._state.refresh()
 
     def _acknowledge(
         self,
