@@ -196,7 +196,8 @@ def _facts(sight: Sight, laid: Aligned | None, heatmap_RC: Floats | None) -> Htm
     def facts() -> Iterator[tuple[str, str]]:
         if heatmap_RC is not None:
             share = overlay.changed_share(heatmap_RC, sight.changed_min)
-            yield "changed area", f"{changed_percent(share)} of the picture" if share else "none"
+            what = "changed area" if comparison.verdict == "manipulated" else "area that stands out"
+            yield what, f"{changed_percent(share)} of the picture" if share else "none"
         if laid is None:
             yield "aligned", "no: the pictures stand as they are"
         elif laid.share < WHOLE_SHARE:
@@ -209,7 +210,7 @@ def _facts(sight: Sight, laid: Aligned | None, heatmap_RC: Floats | None) -> Htm
 
 
 def _crops(sight: Sight, laid: Aligned | None, boxes: Sequence[Box]) -> Html:
-    """The strongest changes close up, query beside original."""
+    """The strongest changes close up, query beside original. A benign verdict can have some too, each under doubt."""
     if laid is None or not boxes:
         return Html("")
     shown = list(zip(boxes, sight.comparison.regions, strict=True))[:CROPS_SHOWN]
@@ -223,4 +224,5 @@ def _crops(sight: Sight, laid: Aligned | None, boxes: Sequence[Box]) -> Html:
     more = len(boxes) - len(shown)
     rest = f'<p class="more">and {more} more</p>' if more else ""
     heads = '<p class="heads" aria-hidden="true"><span>query</span><span>original</span><span>chance</span></p>'
-    return Html(f'<div><h3>What changed</h3>{heads}<ol class="crops">{items}</ol>{rest}</div>')
+    what = "What changed" if sight.comparison.verdict == "manipulated" else "Places that stand out"
+    return Html(f'<div><h3>{what}</h3>{heads}<ol class="crops">{items}</ol>{rest}</div>')

@@ -28,6 +28,7 @@ FRAME_PX_MAX = 512
 """Long side of a picture on the page: that of a working copy."""
 SHRINK_MAX = 1.5
 """Pixels of the original under one of the frame from which it is resized before it is sampled."""
+DEPTH_MIN = 1e-3
 OUTSIDE = (128, 128, 128)
 FINER = 8
 """A heatmap is enlarged so before it is outlined: 56 cells would leave stairs."""
@@ -86,6 +87,8 @@ def scaled(size: Size, scale: float) -> Size:
 def _density(original_from_query_33: Map33, query_size: Size) -> float:
     """Pixels of the original along one of the query's, in its middle."""
     x, y = query_size[0] / 2, query_size[1] / 2
+    if not original_from_query_33[2] @ (x + 0.5, y + 0.5, 1) > DEPTH_MIN:
+        return 1.0  # seen edge on: no transform of a picture, and nothing to measure
     around = geometry.apply(original_from_query_33, np.array([[x, y], [x + 0.5, y], [x, y + 0.5]]))
     across, down = around[1] - around[0], around[2] - around[0]
     return float(2 * math.sqrt(abs(across[0] * down[1] - across[1] * down[0])))

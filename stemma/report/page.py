@@ -347,9 +347,7 @@ def _image(rgb_HWC: Bytes3 | None, name: str, side_px: int) -> Html:
     if rgb_HWC is None:
         return Html('<div class="blank">no picture</div>')
     height, width = rgb_HWC.shape[:2]
-    return Html(
-        f'<img src="{thumbnail(rgb_HWC, side_px)}" width="{width}" height="{height}" alt="{text(name)}" loading="lazy">'
-    )
+    return Html(f'<img src="{thumbnail(rgb_HWC, side_px)}" width="{width}" height="{height}" alt="{text(name)}">')
 
 
 def _nearness(candidate: Candidate) -> str:
