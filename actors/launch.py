@@ -12,7 +12,7 @@ import time
 from actors import handles
 from actors.directory import Directory, start_shard
 from actors.ingest import Committer
-from cluster.limits import check
+from cluster.limits import check, check_shared
 from cluster.placement import View
 from stemma.config import Settings
 from stemma.errors import StemmaError, Unavailable
@@ -26,12 +26,15 @@ STARTING_S_MAX = 60.0
 def launch(url: str, settings: Settings, *, ready_s_max: float = READY_S_MAX) -> View:
     """Start what serves the collection at ``url``; returns when a search would see every original of it.
 
-    What runs already stays. Raises ``BadRequest`` for settings
-    that contradict each other, ``NotFound`` for no collection, ``Conflict`` when another process writes to it, and
-    ``Unavailable`` when it is not ready in time (nothing is left running then).
+    What runs already stays. Raises ``BadRequest`` for settings that contradict each other, ``NotFound`` for no
+    collection, ``Conflict`` when another process writes to it or hosts run that were started under settings which it
+    cannot share, and ``Unavailable`` when it is not ready in time (nothing is left running then).
     """
     check(settings.cluster)
     roster = handles.nodes()
+    for name in filter(handles.find, map(handles.shard_name, roster)):
+        with contextlib.suppress(Unavailable):  # one that is just coming back; the others say the same
+            check_shared(handles.call(name, "settings", timeout_s=CALL_S_MAX), settings)
     try:
         for node_id in roster:
             start_shard(node_id, settings)

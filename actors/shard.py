@@ -80,6 +80,10 @@ class Shard:
             share.close()
         return len(self._shares)
 
+    def settings(self) -> Settings:
+        """What this host runs under, whatever collections it serves."""
+        return self._settings
+
     def pid(self) -> int:
         """The process of this incarnation."""
         return os.getpid()

@@ -18,8 +18,8 @@ waiting queries       ``concurrency`` x ``queue_per_concurrency``
 
 from __future__ import annotations
 
-from stemma.config import ClusterSettings, ServeSettings
-from stemma.errors import BadRequest, Overloaded, StemmaError, Unavailable
+from stemma.config import ClusterSettings, ServeSettings, Settings
+from stemma.errors import BadRequest, Conflict, Overloaded, StemmaError, Unavailable
 
 ROUNDS_MAX = 4
 """Rounds of one query: the first, one that brings all hosts to one seq, one that probes deeper, one spare."""
@@ -77,6 +77,25 @@ def check(settings: ClusterSettings) -> None:
             "two heartbeats",
             subject="cluster.announce_ms",
         )
+
+
+HOST_KEYS = ("search.tail_block_rows", "search.codec", "search.exact_images_max", "encoder.size", "encoder.weights")
+"""What a shard host makes every collection's index by, so that all collections of one cluster must agree on it."""
+
+
+def check_shared(held: Settings, asked: Settings) -> None:
+    """Raise ``Conflict`` when a host that runs under ``held`` would serve a collection of ``asked`` wrongly."""
+    for key in HOST_KEYS:
+        section, _, name = key.partition(".")
+        theirs, ours = (getattr(getattr(each, section), name) for each in (held, asked))
+        if theirs != ours:
+            raise Conflict(
+                f"this cluster's hosts run under {key}={theirs}, not {ours}: serve under the same", subject=key
+            )
+    # A host that trusts its last look for longer than the directory waits would miss an acknowledged delete.
+    if held.cluster.announce_ms > asked.cluster.announce_ms:
+        key = "cluster.announce_ms"
+        raise Conflict(f"this cluster's hosts need {key}={held.cluster.announce_ms} or more", subject=key)
 
 
 def queue_max(settings: ServeSettings) -> int:

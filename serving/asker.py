@@ -96,7 +96,7 @@ class Asker:
         try:
             async with asyncio.timeout(left_ms / 1e3):
                 return await self._hosts.pixels(read, left_ms)
-        except (StaleRouting, Unavailable):
+        except Unavailable:  # a stale routing too
             self._begin_view()  # the directory may know better by now
         except (DeadlineExceeded, TimeoutError):
             pass

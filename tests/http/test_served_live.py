@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import shutil
 import signal
@@ -12,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 import stemma
+from stemma.api import Comparison, Probabilities
 from stemma.calls import Options
 from stemma.client import AsyncClient, Client
 from stemma.errors import NotFound, StemmaError, Unavailable
@@ -64,18 +68,58 @@ def test_embedded_equals_served(client: Client, server: Any, picture: Any, tmp_p
         *(picture(seed, side=120, quality=40) for seed in (301, 302, 303, 304, 305)),
         *(picture(seed, side=90, format="PNG") for seed in (306, 307)),
         *(picture(seed) for seed in (900, 901, 902)),
+        *(with_a_patch(picture(seed, side=160)) for seed in (308, 309)),
     ]
+    shown = 0
     with stemma.open(tmp_path / "copy.stemma", settings=server.settings) as collection:
         for question in questions:
             here, there = collection.search(question, k=20), client.search(question, k=20)
             assert there.verdict == here.verdict
             assert [each.image_id for each in there.candidates] == [each.image_id for each in here.candidates]
-            assert there.original == here.original
+            assert (there.original and there.original.image_id) == (here.original and here.original.image_id)
             assert there.confidence == pytest.approx(here.confidence, abs=1e-2)
             for left, right in zip(there.candidates, here.candidates, strict=True):
+                same_probabilities(left.probabilities, right.probabilities)
+                left, right = (each.model_copy(update={"probabilities": None}) for each in (left, right))
                 assert left == right, "distances and matches are equal to the bit"
             assert there.coverage == here.coverage
             assert (there.versions, there.used) == (here.versions, here.used)
+            if there.original is not None and there.original.comparison is not None:
+                shown += 1
+                assert here.original is not None
+                same_comparison(there.original.comparison, here.original.comparison)
+        assert shown >= 4, "most copies are found, so they are compared and shown"
+        query, plain = with_a_patch(picture(308, side=160)), picture(308, side=160)
+        here, there = collection.compare(query, plain), client.compare(query, plain)
+        same_comparison(there, here)
+        same_comparison(client.compare(query, original_id="same-8"), here)
+        assert client.compare(plain, original_id="same-8").verdict == "identical"
+
+
+def with_a_patch(body: bytes) -> bytes:
+    image = Image.open(io.BytesIO(body)).convert("RGB")
+    image.paste((0, 0, 0), (50, 60, 90, 110))
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def same_probabilities(one: Probabilities | None, other: Probabilities | None) -> None:
+    assert (one is None) == (other is None)
+    if one is not None and other is not None:
+        assert one.model_dump() == pytest.approx(other.model_dump(), abs=1e-2)
+
+
+def same_comparison(one: Comparison, other: Comparison | None) -> None:
+    assert other is not None and one.heatmap is not None and other.heatmap is not None
+    assert (one.verdict, one.mirrored) == (other.verdict, other.mirrored)
+    same_probabilities(one.probabilities, other.probabilities)
+    assert (one.heatmap.rows, one.heatmap.cols) == (other.heatmap.rows, other.heatmap.cols)
+    assert one.heatmap.values == pytest.approx(other.heatmap.values, abs=1e-2)
+    assert (one.transform is None) == (other.transform is None)
+    if one.transform is not None:
+        assert np.asarray(one.transform) == pytest.approx(np.asarray(other.transform), abs=1e-2)
+    assert len(one.regions) == len(other.regions)
 
 
 def test_a_killed_shard_gives_labelled_answers_and_comes_back(client: Client, server: Any, picture: Any) -> None:
@@ -140,6 +184,7 @@ def test_the_server_counts_what_it_did(client: Client, server: Any, picture: Cal
         client.get("nobody at all")
     text = httpx.get(f"{server.url}/metrics").text
     assert 'stemma_stage_seconds_count{stage="search"}' in text
+    assert 'stemma_stage_seconds_count{stage="compare"}' in text
     assert 'route="/v1/images/{image_id}",status="404"' in text
     status = client.status()
     assert status.ready and status.collections[0].hosts[0].state == "live"

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from actors import handles
+from actors.launch import launch
 from stemma.catalog import Catalog
-from stemma.errors import Unavailable
+from stemma.errors import Conflict, Unavailable
 
 pytestmark = pytest.mark.live
 
@@ -33,6 +34,10 @@ def test_one_host_answers_as_one_process_does(serve: Any, ask: Any) -> None:
                 assert answer(each.hits) == answer(right.hits)
                 assert (each.images_searched, each.images_total) == (right.images_total, right.images_total)
                 assert not each.missing_hosts
+            with Catalog.open(served.url) as catalog:
+                rows = [0, 699, 300, 5]
+                copies = dict(zip(rows, catalog.read(rows, ["pixels"])["pixels"], strict=True))
+            assert await asker.pixels(rows) == copies, "given by the host, not read here"
 
     asyncio.run(both())
 
@@ -66,6 +71,16 @@ def test_a_killed_shard_comes_back_and_nothing_acknowledged_is_lost(serve: Any, 
 
     tally = asyncio.run(play())
     assert tally["complete"] > 10
+
+
+def test_a_second_collection_under_other_settings_is_refused_and_the_first_goes_on(serve: Any) -> None:
+    served = serve(images=70)
+    other = served.settings.model_copy(
+        update={"search": served.settings.search.model_copy(update={"tail_block_rows": 128})}
+    )
+    with pytest.raises(Conflict, match=r"search\.tail_block_rows=64"):
+        launch(served.url, other)
+    assert handles.call(handles.directory_name(served.url), "view", timeout_s=20).routing is not None
 
 
 async def kill_shards(wait_until: Any) -> None:

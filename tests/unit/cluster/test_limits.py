@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster import invariants
-from cluster.limits import admit, check, fresh_ms, queue_max, retry_after_s
+from cluster.limits import admit, check, check_shared, fresh_ms, queue_max, retry_after_s
 from cluster.routing import Routing, Weighted
-from stemma.config import ClusterSettings, ServeSettings
-from stemma.errors import BadRequest, Overloaded, Unavailable
+from stemma.config import ClusterSettings, ServeSettings, load
+from stemma.errors import BadRequest, Conflict, Overloaded, Unavailable
 from stemma.flow import Found, Unit
 
 SERVE = ServeSettings(concurrency=4, queue_per_concurrency=2)
@@ -29,6 +29,30 @@ def test_the_defaults_do_not_contradict_each_other() -> None:
 def test_timings_that_contradict_each_other_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(BadRequest, match="cluster"):
         check(ClusterSettings(**wrong))
+
+
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [("search.tail_block_rows", 64), ("search.codec", "opq"), ("search.exact_images_max", 7), ("encoder.weights", "w")],
+)
+def test_what_hosts_index_by_is_the_same_for_all_collections_of_a_cluster(key: str, other: Any) -> None:
+    held, asked = load(), load(overrides=[f"{key}={other}"])
+    for one, two in ((held, asked), (asked, held)):
+        with pytest.raises(Conflict, match=key) as refused:
+            check_shared(one, two)
+        assert refused.value.subject == key
+    check_shared(asked, asked)
+
+
+def test_hosts_that_look_oftener_serve_who_waits_longer_and_not_the_other_way() -> None:
+    often, seldom = (load(overrides=[f"cluster.announce_ms={wait}"]) for wait in (1_000, 2_000))
+    check_shared(often, seldom)
+    with pytest.raises(Conflict, match=r"cluster\.announce_ms"):
+        check_shared(seldom, often)
+
+
+def test_settings_that_hosts_do_not_index_by_may_differ() -> None:
+    check_shared(load(), load(overrides=["search.k=3", "search.shortlist=20", "cluster.copies=2", "serve.port=9000"]))
 
 
 def test_a_full_queue_refuses_at_once() -> None:
