@@ -22,18 +22,26 @@ from stemma.embedded import (
     NoShards,
     named_record,
 )
-from stemma.errors import BadRequest, NotFound
+from stemma.errors import BadRequest, Conflict, NotFound
 from stemma.index.choice import codec_of, codec_wanted
 from stemma.index.partition import Partition
 from stemma.index.seal import maintain
-from stemma.ingest import REJECTS, IngestSummary, Progress, ingest_sources, is_collection, read_bounded, sources_of
+from stemma.ingest import (
+    REJECTS,
+    IngestSummary,
+    Progress,
+    described_by,
+    ingest_sources,
+    is_collection,
+    read_bounded,
+    sources_of,
+)
 from stemma.networks.comparing import Comparator
 from stemma.networks.encoder import Encoder
 from stemma.networks.weights import Card, card
 from stemma.query import Engine, Shards, answer
 from stemma.query import compare as compare_pair
 from stemma.vision.decode import DecodePool
-
 
 T = TypeVar("T")
 
@@ -212,6 +220,20 @@ class Collection:
         with self._lock:
             return self._write().delete(ids)
 
+    def reencode(self, *, progress: Progress | None = None) -> int:
+        """Move every original over to the weights of these settings, from its working copy; returns how many.
+
+        The collection is the old one until all are done, and after a crash. Nothing happens where the weights are these
+        already. History ends: no search as of an earlier version. Raises ``Conflict`` while another process writes.
+        """
+        with self._lock:
+            catalog, encoder = self._write(), self._networks()
+            if catalog.weights in (None, encoder.weights):
+                return 0
+            moved = catalog.reencode(encoder.weights, described_by(encoder), progress or (lambda _: None))
+            self._maintain()
+            return moved
+
     def close(self) -> None:
         """Release the lock, the decoding children and the files."""
         with self._lock:
@@ -281,7 +303,14 @@ class Collection:
         return self._pool
 
     def _shards(self) -> EmbeddedShards:
-        return EmbeddedShards(self._read(), self._search(), self.settings.limits)
+        catalog = self._read()
+        if catalog.weights not in (None, self._card.digest):
+            raise Conflict(
+                f"made by weights {catalog.weights}, asked with {self._card.digest}: give encoder.weights, or move it "
+                "over with stemma ingest --reencode",
+                subject=self.url,
+            )
+        return EmbeddedShards(catalog, self._search(), self.settings.limits)
 
     def _engine(self, shards: Shards) -> Engine:
         comparator = self._comparator = self._comparator or Comparator.load(self.settings.comparator)

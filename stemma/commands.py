@@ -60,10 +60,13 @@ def fsck(argv: list[str]) -> int:
 
 
 def _ingest(
-    paths: Annotated[list[Path], typer.Argument(help="folders and pictures", metavar="PATH…")],
+    paths: Annotated[list[Path] | None, typer.Argument(help="folders and pictures", metavar="PATH…")] = None,
     collection: CollectionOption = None,
     metadata: Annotated[Path | None, typer.Option(help="JSON: an object from name to metadata")] = None,
     replace: Annotated[bool, typer.Option(help="let other bytes take the place of an id that is there")] = False,
+    reencode: Annotated[
+        bool, typer.Option("--reencode", help="move what is stored over to the present weights; takes no PATH")
+    ] = False,
     config: ConfigOption = None,
     sets: SetOption = None,
     as_json: JsonOption = False,
@@ -71,12 +74,16 @@ def _ingest(
     """Store pictures in a collection, and create it where there is none. Asking twice stores nothing twice."""
     if collection is None:
         raise BadRequest("say where: --collection DIR", subject="--collection")
-    for path in paths:
+    if reencode == bool(paths):
+        raise BadRequest("say which: folders and pictures, or --reencode", subject="PATH")
+    if reencode:
+        return _reencode(collection, load(config, sets or ()), as_json)
+    for path in paths or ():
         if not path.exists():
             raise NotFound("there is no such file or folder", subject=str(path))
     known = _read_metadata(metadata)
     with open_collection(collection, settings=load(config, sets or ())) as target:
-        for number, path in enumerate(paths):
+        for number, path in enumerate(paths or ()):
             summary = ingest_with_bar(target, path, known, replace=replace, rejects_more=number > 0)
             if as_json:
                 print(json.dumps({"path": str(path), **summary}), flush=True)
@@ -88,6 +95,19 @@ def _ingest(
                 )
                 if summary["rejected"]:
                     notes().print(f"  why: {escape(str(summary['rejects_file']))}", highlight=False)
+    return 0
+
+
+def _reencode(collection: str, settings: Settings, as_json: bool) -> int:
+    with open_collection(collection, settings=settings) as target:
+        total = target.status()["images"]
+        with progress("encode again", total) as done:
+            moved = target.reencode(progress=done)
+        seq = target.status()["seq"]
+    if as_json:
+        print(json.dumps({"collection": collection, "moved": moved, "seq": seq}))
+    else:
+        print(f"{collection}: {moved} originals moved to the present weights, version {seq}")
     return 0
 
 

@@ -21,9 +21,11 @@ from typing import TextIO
 
 from stemma.api import IngestItem, IngestResult, ItemStatus, Metadata, Problem, Wire
 from stemma.catalog.catalog import Catalog, Draft
+from stemma.catalog.generation import Describe, Described
 from stemma.config import Settings
 from stemma.errors import BadRequest, NotFound, StemmaError, TooLarge
 from stemma.flow import Pixels
+from stemma.networks import encoder as networks
 from stemma.query import Decoder, Encoder
 from stemma.vision.decode import read_working_copy, working_copy
 
@@ -87,6 +89,19 @@ async def prepare(
 
 def _as_stored(pixels: Pixels, copy: bytes) -> Pixels:
     return replace(pixels, rgb_HWC=read_working_copy(copy))
+
+
+def described_by(encoder: networks.Encoder) -> Describe:
+    """What ``encoder`` makes of working copies: the bits that ingesting the picture anew would store."""
+
+    def describe(copies: Sequence[bytes]) -> list[Described]:
+        out = []
+        for encoded in encoder.encode_batch([read_working_copy(copy) for copy in copies], mirrored=False):
+            assert encoded.cells_VNF is not None
+            out.append((encoded.embedding_VD[0], encoded.cells_VNF[0]))
+        return out
+
+    return describe
 
 
 def sources_of(
