@@ -12,21 +12,21 @@ import typer
 from stemma.errors import BadRequest, NotFound
 from stemma.networks import weights
 from stemma.terminal import notes, run
-from training import fit, loop, recipe
+from training import curves, fit, hardest, loop, recipe
 from training.own_codec import train_own_codec
 
-NETWORKS = ("encoder", "comparator")
+NETWORKS = ("encoder", "comparator", "detector")
 FITS = ("pca", "codec", "threshold", "calibrate")
 
 
 def train(argv: list[str]) -> int:
-    """``stemma train encoder | comparator``, ``stemma train pca | codec | threshold``."""
+    """``stemma train encoder | comparator | detector``, ``stemma train pca | codec | threshold``."""
     network = bool(argv) and argv[0] in NETWORKS
     return run(_network if network else _fit, argv, name="train")
 
 
 def _network(
-    what: Annotated[str, typer.Argument(help="encoder or comparator")],
+    what: Annotated[str, typer.Argument(help="encoder, comparator or detector")],
     config: Annotated[
         Path | None, typer.Option(help="training config; default: that of the starter, or of the run that is resumed")
     ] = None,
@@ -55,7 +55,7 @@ def _network(
     if found.network != what:
         raise BadRequest(f"this config is of the {found.network}", subject=str(chosen))
     # imported late: help and refusals need no torch.distributed
-    from training import finish, launch
+    from training import launch
 
     again = resume is not None
     if workers:
@@ -64,8 +64,9 @@ def _network(
         )
     else:
         done = launch.alone(found, data, folder, resume=again, begin=begin, gpus=gpus)
-    for path in finish.finish(found, data, folder, gpus=gpus):
-        notes().print(f"{path}", highlight=False, soft_wrap=True)
+    for page in (curves.FILE, hardest.FILE):
+        if (folder / page).exists():
+            notes().print(str(folder / page), highlight=False, soft_wrap=True)
     print(f"{folder}: {done} of {recipe.steps(found)} steps")
     return 0
 

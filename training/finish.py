@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training import curves, data, hardest, loop, recipe
-from training.recipe import TrainingConfig
-from training.workers import Alone
+from training import curves, hardest, loop, recipe
+from training.recipe import Parts, TrainingConfig
 
 
-def finish(config: TrainingConfig, folder: Path, run: Path, *, gpus: bool = False) -> list[Path]:
-    """Draw both pages of a run into its folder; what was drawn. ``folder`` holds the development data.
+def finish(config: TrainingConfig, parts: Parts, folder: Path, *, whole: bool) -> list[Path]:
+    """Draw the pages of the run in ``folder``; what was drawn. A run that is not ``whole`` yet has only its curves.
 
-    The second page shows the best checkpoint, and there is none before the first validation.
+    ``parts`` are the run's own, whose validation cases are rendered already; they hold the best weights afterwards. No
+    validation, no best weights and no second page.
     """
-    title = f"{config.network}, {getattr(config, config.network).size}: {run.name}"
-    drawn = curves.write(run, title, *recipe.items(config))
+    title = f"{config.network}, {getattr(config, config.network).size}: {folder.name}"
+    drawn = curves.write(folder, title, *recipe.items(config))
     out = [] if drawn is None else [drawn]
-    if (run / loop.BEST).exists() and len(data.validation_photographs(folder)):
-        parts = recipe.parts(config, folder, Alone(), device="cuda" if gpus else "cpu")
-        best = loop.load(run / loop.BEST)
+    if whole and (folder / loop.BEST).exists():
+        best = loop.load(folder / loop.BEST)
         parts.step.load_state_dict(best["step"])
-        out.append(hardest.write(run, f"{title}, best at step {best['t']:,}", parts.hardest()))
+        rows = parts.hardest()
+        if rows:
+            out.append(hardest.write(folder, f"{title}, best at step {best['t']:,}", rows))
     return out

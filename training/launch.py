@@ -21,6 +21,7 @@ import torch
 
 from stemma.errors import BadRequest, Unavailable
 from training import live, loop, recipe
+from training.finish import finish
 from training.live import Bar, Events
 from training.loop import Entry, Run
 from training.recipe import Parts, TrainingConfig
@@ -62,7 +63,7 @@ def alone(
                 shown.show(entry)
                 events.write(entry)
 
-            return run.go(
+            done = run.go(
                 parts.step,
                 parts.batches(first),
                 config=plain,
@@ -72,6 +73,8 @@ def alone(
                 told=told,
                 stop=lambda: bool(stopped),
             )
+        finish(config, parts, folder, whole=done == parts.steps)
+        return done
     finally:
         signal.signal(signal.SIGTERM, before)
         parts.close()
@@ -117,7 +120,7 @@ def spread(
     a batch that cannot be shared, ``Conflict`` and ``NotFound`` as the bare loop does, and ``Unavailable`` when the
     workers failed more than ``FAILURES_MAX`` times; the run can then be resumed.
     """
-    items = config.comparator.batch if config.network == "comparator" else config.encoder.batch
+    items = getattr(config, config.network).batch
     if items % workers:
         raise BadRequest(f"a batch of {items} cannot be shared by {workers} workers", subject=f"{config.network}.batch")
     if gpus and address is None and torch.cuda.device_count() < workers:
@@ -234,6 +237,8 @@ def _work(task: dict[str, Any]) -> None:
             validate=parts.validate,
             told=events.write if events else lambda _: None,
         )
+        if writes:
+            finish(config, parts, folder, whole=True)
     finally:
         parts.close()
         if events:
