@@ -151,6 +151,25 @@ def test_an_upload_that_was_lost_is_sent_again_with_its_whole_body(ask: Any) -> 
 
 
 @both
+@pytest.mark.parametrize(
+    ("how", "part"),
+    [
+        ({"original": b"the other"}, b'name="original"; filename="upload-1"'),
+        ({"original_id": "a/b"}, b'name="original_id"\r\n\r\na/b'),
+    ],
+)
+def test_a_pair_is_sent_as_its_parts(ask: Any, tmp_path: Path, how: dict[str, Any], part: bytes) -> None:
+    (tmp_path / "q.jpg").write_bytes(b"the query")
+    script = Script({"verdict": "identical"})
+    said = ask(script, Options(), lambda client: client.compare(tmp_path / "q.jpg", **how, deadline_ms=250.0))
+    assert said.verdict == "identical"
+    (request,) = script.requests
+    body = request.read()
+    assert (request.url.path, request.url.query) == ("/v1/compare", b"deadline_ms=250")
+    assert b'name="query"; filename="q.jpg"' in body and b"the query" in body and part in body
+
+
+@both
 def test_an_answer_that_breaks_the_contract_is_said_so(ask: Any) -> None:
     for answer in ({"image_id": "x"}, httpx.Response(200, text="hello"), httpx.Response(500, text="<html>")):
         with pytest.raises(StemmaError, match=r"contract|not stemma"):
@@ -173,6 +192,8 @@ def test_questions_that_cannot_be_meant_are_refused_before_they_are_sent(tmp_pat
             lambda: client.search(b"x", Ask(k=1), k=2),
             lambda: client.search(b"x", k="many"),
             lambda: client.ingest(),
+            lambda: client.compare(b"x"),
+            lambda: client.compare(b"x", b"y", original_id="z"),
             lambda: client.ingest(b"x", metadata={"a": float("nan")}),
             lambda: client.delete([]),
             lambda: client.get(""),
