@@ -18,6 +18,7 @@ from typing import Any
 
 import cv2
 import torch
+from rich.console import Console
 
 from stemma.errors import BadRequest, Unavailable
 from training import live, loop, recipe
@@ -43,6 +44,7 @@ def alone(
     resume: bool,
     begin: str | None = None,
     gpus: bool = False,
+    console: Console | None = None,
 ) -> int:
     """The bare loop, in this process; SIGTERM ends it behind a checkpoint. Returns the number of steps done in all.
 
@@ -57,7 +59,7 @@ def alone(
     run: Run[Any] = Run(folder, config.loop)
     try:
         first = _again(run, parts, plain) if resume else _start(run, parts, plain, begin)
-        with bar(config, folder, first) as shown, closing(Events(folder, first=first)) as events:
+        with bar(config, folder, first, console) as shown, closing(Events(folder, first=first)) as events:
 
             def told(entry: Entry) -> None:
                 shown.show(entry)
@@ -97,10 +99,10 @@ def _start(run: Run[Any], parts: Parts, plain: dict[str, Any], begin: str | None
     return first
 
 
-def bar(config: TrainingConfig, folder: Path, first: int) -> Bar:
-    """The bar of a run: pairs a second, or views a second."""
+def bar(config: TrainingConfig, folder: Path, first: int, console: Console | None = None) -> Bar:
+    """The bar of a run: pairs a second, or views a second. ``console`` is standard error unless given."""
     items, unit = recipe.items(config)
-    return Bar(folder.name, first=first, steps=recipe.steps(config), items=items, unit=unit)
+    return Bar(folder.name, first=first, steps=recipe.steps(config), items=items, unit=unit, console=console)
 
 
 def spread(
@@ -113,6 +115,7 @@ def spread(
     begin: str | None = None,
     gpus: bool = False,
     address: str | None = None,
+    console: Console | None = None,
 ) -> int:
     """The same steps on ``workers`` Ray Train workers. Returns the number of steps done in all.
 
@@ -136,7 +139,7 @@ def spread(
     first = int(loop.load(folder / loop.LAST)["t"]) if (folder / loop.LAST).exists() else 0
     with (
         ray_for(folder, workers, address),
-        bar(config, folder, first) as shown,
+        bar(config, folder, first, console) as shown,
         live.Follower(folder, shown.show),
     ):
         _fit(config, data, folder, workers=workers, gpus=gpus)
