@@ -108,10 +108,18 @@ class ObjectQuery:
     exclude: tuple[int, ...] = ()
     """Rows that are no answer: the host and its duplicates."""
 
+    def __post_init__(self) -> None:
+        shape = self.objects_VOD.shape
+        if len(shape) != 3 or shape[2] != OBJECT_DIM or not self.objects_VOD.size or self.objects_VOD.dtype != np.int8:
+            raise ValueError(f"objects asked for are int8 [V, O, {OBJECT_DIM}], not {self.objects_VOD.dtype} {shape}")
+        if self.images < 1 or self.scale <= 0:
+            raise ValueError(f"at least one image is wanted and a scale is positive, not {self.images}, {self.scale}")
+
     @property
     def shortlist(self) -> int:
-        """Images that a host returns, and that stand until the last cut."""
-        return IMAGES_PER_WANTED * self.images
+        """Images that a host returns, and that stand until the last cut. Codes are probed until so many images have
+        been met even if the excluded ones were all among them."""
+        return IMAGES_PER_WANTED * self.images + len(self.exclude)
 
 
 AnyQuery = ShardQuery | ObjectQuery

@@ -85,7 +85,22 @@ class _Work:
         return np.concatenate([part.row_C for part in [*self.exact, *self.coded]])
 
 
-class Call:
+class Timed:
+    """Wall time by stage."""
+
+    def __init__(self) -> None:
+        self.timings_ms: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings_ms[name] = (time.perf_counter() - start) * 1e3
+
+
+class Call(Timed):
     """Answers ``queries`` from a ``selection``; ``count`` says which rows count under a question."""
 
     def __init__(
@@ -98,38 +113,30 @@ class Call:
         scale: float,
         seq: int,
     ) -> None:
+        super().__init__()
         self._catalog, self._codec, self._selection, self._count = catalog, codec, selection, count
         self._square_scale = scale**2
         self._seq = seq
-        self.timings_ms: dict[str, float] = {}
 
     def replies(self, queries: Sequence[ShardQuery]) -> list[HostReply]:
-        with self._stage("count"):
+        with self.stage("count"):
             counted = {question: self._count(question) for question in dict.fromkeys(map(_question, queries))}
-        with self._stage("assign"):
+        with self.stage("assign"):
             works = [self._assign(query, counted[_question(query)]) for query in queries]
-        with self._stage("scan"):
+        with self.stage("scan"):
             for question in counted:
                 self._scan([work for work in works if _question(work.query) == question], counted[question])
-        with self._stage("cut"):
+        with self.stage("cut"):
             for work in works:
                 work.exact = [nearest_ids(Candidates.join(work.exact), work.query.shortlist, self._ids)]
                 work.coded = [nearest_ids(Candidates.join(work.coded), work.query.shortlist, self._ids)]
-        with self._stage("read"):
+        with self.stage("read"):
             stored = self._read(works)
-        with self._stage("refine"):
+        with self.stage("refine"):
             refined = [self._hits(work, stored) for work in works]
-        with self._stage("verify"):
+        with self.stage("verify"):
             hits = [self._verified(work, found, stored) for work, found in zip(works, refined, strict=True)]
         return [self._reply(work, found) for work, found in zip(works, hits, strict=True)]
-
-    @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.timings_ms[name] = (time.perf_counter() - start) * 1e3
 
     def _assign(self, query: ShardQuery, counted: Counted) -> _Work:
         views_VD = query.encoded.embedding_VD

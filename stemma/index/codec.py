@@ -1,7 +1,8 @@
 """Codecs: how a segment holds its vectors. ``exact`` keeps int8 alone; ``paper`` and ``opq`` add 16-byte IVF-PQ codes.
 
 ``paper`` is IVF1024,PQ16 on residuals (Deep Image Comparator, section 3.1, eq. 3; 10 of 1024 lists are probed); ``opq``
-puts a learned rotation before it, which on 16 bytes ranks as plain PQ does on 32 (docs/facts.md, B1).
+puts a learned rotation before it, which on 16 bytes ranks as plain PQ does on 32 (docs/facts.md, B1). ``objects`` is
+OPQ32,IVF,PQ32 for the embeddings of objects (OE-SIR, section 4.1: 32 bytes an object); it goes with another codec.
 
 Shape letters: N vectors, Q query views, D 256, L inverted lists, B bytes of a code. Everything inside a codec is in the
 units of the int8 embeddings; callers divide squared distances by ``scale ** 2``.
@@ -10,6 +11,7 @@ units of the int8 embeddings; callers divide squared distances by ``scale ** 2``
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,9 +27,9 @@ from stemma.index import folder as folders
 
 faiss: Any = _faiss  # the wheel's stubs lack half of what it exports
 
-KINDS = ("exact", "paper", "opq")
-CODE_BYTES = 16
-LISTS = {"paper": 1024, "opq": 256}
+KINDS = ("exact", "paper", "opq", "objects")
+CODE_BYTES = {"exact": 0, "paper": 16, "opq": 16, "objects": 32}
+LISTS = {"paper": 1024, "opq": 256, "objects": 1024}
 SAMPLES_PER_LIST = 39
 """faiss's own advice; with fewer training vectors a codec gets fewer lists, and its card says so."""
 TRAINING_VECTORS_MIN = 256
@@ -44,12 +46,20 @@ Vectors = NDArray[np.int8] | Float32
 
 
 class Codec:
-    """A trained quantizer, immutable and content-addressed. ``id`` is ``exact`` or ``<kind>-<digest>``."""
+    """A trained quantizer, immutable and content-addressed. ``id`` is ``exact`` or ``<kind>-<digest>``, and the digest
+    of ``objects`` behind it where there is one: its segments hold codes of objects too.
 
-    def __init__(self, card: dict[str, Any], index: Any | None) -> None:
+    Without ``objects`` a segment's objects are searched exactly.
+    """
+
+    def __init__(self, card: dict[str, Any], index: Any | None, objects: Codec | None = None) -> None:
         self.card = card
         self.kind: str = card["kind"]
+        self.objects = objects
         self.id = "exact" if self.kind == "exact" else f"{self.kind}-{folders.digest_json(card)[:16]}"
+        if objects is not None:
+            self.id += f".{objects.id.rpartition('-')[2]}"
+        self.code_bytes = CODE_BYTES[self.kind]
         self.nlist: int = card["nlist"]
         self.scale: float | None = card.get("scale")
         self.searching = threading.Lock()
@@ -60,7 +70,7 @@ class Codec:
         if index is not None and isinstance(index, faiss.IndexPreTransform):
             self._rotation = faiss.downcast_VectorTransform(index.chain.at(0))
             self.inverted = faiss.downcast_index(index.index)
-        self.no_lists = faiss.ArrayInvertedLists(self.nlist, CODE_BYTES)
+        self.no_lists = faiss.ArrayInvertedLists(self.nlist, self.code_bytes)
         if self.inverted is not None:
             self.inverted.replace_invlists(self.no_lists, False)
             self.inverted.use_precomputed_table = 0 if self.nlist <= TABLE_LISTS_MAX else -1
@@ -77,7 +87,7 @@ class Codec:
         return cls({"kind": "exact", "nlist": 1, "files": {}}, None)
 
     @classmethod
-    def load(cls, folder: Path) -> Codec:
+    def load(cls, folder: Path, objects: Codec | None = None) -> Codec:
         """Raises ``Corrupt`` when the folder is torn or its digest does not match."""
         card = folders.read_json(folder / "codec.json")
         identity = card.pop("id", None)
@@ -89,7 +99,7 @@ class Codec:
             raise Corrupt("codec.json does not match its digest; copy the codec again", subject=folder.name)
         folders.check(folder, "index.faiss", card["files"]["index.faiss"], verify=True)
         flags = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
-        return cls(card, faiss.read_index(str(folder / "index.faiss"), flags))
+        return cls(card, faiss.read_index(str(folder / "index.faiss"), flags), objects)
 
     def save(self, folder: Path) -> None:
         """Writes ``folder`` (its name is the caller's choice), synced; one that is already there is left alone."""
@@ -129,7 +139,7 @@ class Codec:
             "kind": kind,
             "nlist": lists,
             "nlist_wanted": wanted,
-            "code_bytes": CODE_BYTES,
+            "code_bytes": CODE_BYTES[kind],
             "dim": EMBEDDING_DIM,
             "scale": scale,
             "trained_on": len(sample_ND),
@@ -140,10 +150,10 @@ class Codec:
         return cls(card, index)
 
     def encode(self, vectors_ND: NDArray[np.int8]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-        """The inverted list [N] and the code [N, 16] of each vector, to the bit whatever is encoded beside it."""
+        """The inverted list [N] and the code [N, B] of each vector, to the bit whatever is encoded beside it."""
         count = len(vectors_ND)
         lists_N = np.empty(count, np.int64)
-        codes_NB = np.empty((count, CODE_BYTES), np.uint8)
+        codes_NB = np.empty((count, self.code_bytes), np.uint8)
         with one_thread():
             for start in range(0, count, ENCODE_ROWS):
                 part = slice(start, min(start + ENCODE_ROWS, count))
@@ -158,7 +168,7 @@ class Codec:
             batch_ND = self._rotation.apply(batch_ND)
         _, lists_N1 = self.inverted.quantizer.search(batch_ND, 1)
         lists_N = np.ascontiguousarray(lists_N1[:, 0])
-        codes_NB = np.empty((ENCODE_ROWS, CODE_BYTES), np.uint8)
+        codes_NB = np.empty((ENCODE_ROWS, self.code_bytes), np.uint8)
         pointer = faiss.swig_ptr
         self.inverted.encode_vectors(ENCODE_ROWS, pointer(batch_ND), pointer(lists_N), pointer(codes_NB), False)
         return lists_N[: len(vectors_ND)], codes_NB[: len(vectors_ND)]
@@ -194,21 +204,37 @@ def one_thread() -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
+def mapped_lists(path: Path, start_L: NDArray[np.int64], code_bytes: int) -> Any:
+    """Inverted lists over a file that holds codes alone (docs/facts.md, B2); searched with store_pairs only."""
+    lists = faiss.OnDiskInvertedLists()
+    lists.nlist, lists.code_size = len(start_L) - 1, code_bytes
+    lists.filename, lists.read_only = str(path), True
+    lists.totsize = int(start_L[-1]) * code_bytes
+    lists.lists.clear()
+    for start, stop in itertools.pairwise(start_L.tolist()):
+        entry = faiss.OnDiskOneList()
+        entry.size = entry.capacity = stop - start
+        entry.offset = start * code_bytes
+        lists.lists.push_back(entry)
+    lists.do_mmap()
+    return lists
+
+
 def _train(kind: str, sample_ND: Float32, nlist: int, seed: int, opq_iterations: int) -> Any:
     order_N = np.random.default_rng(seed).permutation(len(sample_ND))
-    rotated_ND = np.ascontiguousarray(sample_ND[order_N])
+    rotated_ND, code_bytes = np.ascontiguousarray(sample_ND[order_N]), CODE_BYTES[kind]
     with one_thread():
         rotation = None
-        if kind == "opq":
-            rotation = faiss.OPQMatrix(EMBEDDING_DIM, CODE_BYTES)
+        if kind != "paper":
+            rotation = faiss.OPQMatrix(EMBEDDING_DIM, code_bytes)
             rotation.niter = opq_iterations
-            inner = faiss.ProductQuantizer(EMBEDDING_DIM, CODE_BYTES, 8)
+            inner = faiss.ProductQuantizer(EMBEDDING_DIM, code_bytes, 8)
             inner.cp.seed, inner.cp.min_points_per_centroid = seed, 1
             rotation.pq = inner
             rotation.train(rotated_ND)
             rotated_ND = rotation.apply(rotated_ND)
         coarse = faiss.IndexFlatL2(EMBEDDING_DIM)
-        inverted = faiss.IndexIVFPQ(coarse, EMBEDDING_DIM, nlist, CODE_BYTES, 8)
+        inverted = faiss.IndexIVFPQ(coarse, EMBEDDING_DIM, nlist, code_bytes, 8)
         inverted.by_residual = True
         # The card says how many vectors there were; faiss would say it on standard error, once per clustering.
         for clustering in (inverted.cp, inverted.pq.cp):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -89,6 +89,13 @@ class Live:
         mask = self._masks.get(key)
         if mask is None:
             mask = self._masks[key] = self._live_R[self._places.of(key, row_N)]
+        return mask
+
+    def kept(self, key: str, make: Callable[[], Mask]) -> Mask:
+        """What ``make`` derives from these masks, made once."""
+        mask = self._masks.get(key)
+        if mask is None:
+            mask = self._masks[key] = make()
         return mask
 
 

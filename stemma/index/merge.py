@@ -9,15 +9,18 @@ Pure: nothing but numpy and ``stemma.flow``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stemma.flow import Hit, HostReply
+from stemma.flow import Found, Hit, HostReply, ObjectHit
 
 LIVE_PER_SHORTLIST = 10
 """A codec search goes on to further lists until it has scanned this many live rows for each hit it must return."""
+
+AnyHit = TypeVar("AnyHit", bound=Hit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,8 @@ class MergeResult:
     nprobe_needed: int | None
     """Ask all hosts once more with this many lists: too few live rows were scanned. None: the answer stands."""
     codec: str
+    without_objects: int = 0
+    """See ``HostReply``."""
 
 
 def merge(replies: Mapping[str, HostReply], shortlist: int) -> MergeResult:
@@ -57,12 +62,23 @@ def merge(replies: Mapping[str, HostReply], shortlist: int) -> MergeResult:
         nprobe=min(reply.nprobe for reply in answers),
         nprobe_needed=_nprobe_needed(answers, shortlist),
         codec="+".join(sorted({reply.codec for reply in answers})),
+        without_objects=sum(reply.without_objects for reply in answers),
     )
 
 
-def cut(hits: Iterable[Hit], shortlist: int) -> tuple[Hit, ...]:
+def donors(found: Found, images: int) -> tuple[ObjectHit, ...]:
+    """The last cut of a search by objects: the ``images`` nearest images by (D, image_id), D that of eq. 7.
+
+    A ``Found`` holds more of them, since images are many to a code.
+    """
+    hits = [hit for hit in found.hits if isinstance(hit, ObjectHit)]
+    assert len(hits) == len(found.hits), "these were found by objects"
+    return tuple(replace(hit, distance=hit.refined_distance) for hit in in_order(hits)[:images])
+
+
+def cut(hits: Iterable[AnyHit], shortlist: int) -> tuple[AnyHit, ...]:
     """The one cut of the system: codes by (distance, image_id) first, then all by (refined_distance, image_id)."""
-    by_kind: tuple[list[Hit], list[Hit]] = ([], [])
+    by_kind: tuple[list[AnyHit], list[AnyHit]] = ([], [])
     for hit in hits:
         by_kind[hit.coded].append(hit)
     exact, coded = by_kind
@@ -70,7 +86,7 @@ def cut(hits: Iterable[Hit], shortlist: int) -> tuple[Hit, ...]:
     return tuple(in_order([*exact, *coded[:shortlist]])[:shortlist])
 
 
-def in_order(hits: Iterable[Hit]) -> list[Hit]:
+def in_order(hits: Iterable[AnyHit]) -> list[AnyHit]:
     return sorted(hits, key=lambda hit: (hit.refined_distance, hit.image_id))
 
 

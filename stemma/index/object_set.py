@@ -6,6 +6,7 @@ Shape letters: I rows that have objects, M objects, D 256, V views and O objects
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -20,7 +21,8 @@ class Scanned(Protocol):
     def scan(self, columns: list[str], *, rows: tuple[int, int] | None = None) -> Iterator[Mapping[str, Any]]: ...
 
 
-class ObjectSet(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ObjectSet:
     """Objects in order of rows; those of ``row_I[i]`` stand at ``start_I[i]:start_I[i + 1]``, as the catalog has them.
 
     A row without objects is not in it. Arrays may be views of mapped files.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,13 +18,16 @@ from numpy.typing import NDArray
 
 from stemma.config import Settings
 from stemma.errors import Conflict, Corrupt, NotFound, Unavailable
-from stemma.flow import HostReply, ShardQuery, Unit
+from stemma.flow import AnyQuery, HostReply, ObjectQuery, ShardQuery, Unit
 from stemma.index.call import Call, Counted, Selection
 from stemma.index.codec import Codec, faiss
 from stemma.index.live import LiveCache, Places, Question, Snapshot, count_by_list
+from stemma.index.object_call import ObjectCall
+from stemma.index.objects import TAIL as OBJECT_TAIL
+from stemma.index.objects import ObjectIndex, ObjectSelection
 from stemma.index.search import ExactBlock, Stack
 from stemma.index.segment import FOLDER, Name, Segment, chosen, names
-from stemma.index.tail import Tail
+from stemma.index.tail import ImageBlock, Tail
 
 SELECTIONS_KEPT = 4
 """Stacks of segments that are kept ready: one routing uses one, a change of routing two."""
@@ -83,12 +87,15 @@ class Partition:
         """Segments left out, with the folder that was looked at: maintenance puts a new one in its place."""
         self._blocks: dict[str, ExactBlock] = {} if beside is None else dict(beside._blocks)
         self._segments: tuple[Segment, ...] = ()
-        self._tail = Tail(settings.search.tail_block_rows)
+        self._tail = Tail(settings.search.tail_block_rows, ImageBlock())
         self._snapshot = catalog.snapshot()
         self._seq = -1
         self._places = Places()
         self._live = LiveCache(settings.search.filter_cache_max, settings.limits)
         self._selections: OrderedDict[tuple[Unit, ...], Selection] = OrderedDict()
+        sharing = None if beside is None else beside._objects
+        self._objects: ObjectIndex = ObjectIndex(codec, settings.search.tail_block_rows, sharing)
+        self._tail_rows = (0, 0)
         self.damaged: tuple[str, ...] = ()
         """Segments left out at the last refresh because they are torn or corrupt."""
         self.last_timings_ms: dict[str, float] = {}
@@ -164,19 +171,22 @@ class Partition:
         self._segments = segments
         self._snapshot = snapshot
         self._places.move_to(row_R)
-        self._places.forget_all_but({_TAIL, *(segment.id for segment in segments)})
+        self._places.forget_all_but({_TAIL, *(segment.id for segment in segments), *self._objects.keep(segments)})
         self._live.clear()
         self._selections.clear()
         self._blocks = {segment.id: self._blocks[segment.id] for segment in segments if segment.id in self._blocks}
         sealed_hi = max((name.row_hi for name in found), default=0)
+        self._tail_rows = sealed_hi, int(row_R[-1]) + 1 if len(row_R) else 0
         before = self._tail.block
-        self._tail.update(self._catalog, sealed_hi, int(row_R[-1]) + 1 if len(row_R) else 0, self._owns)
+        self._tail.update(self._catalog, *self._tail_rows, self._owns)
         if self._tail.block is not before:
             self._places.forget(_TAIL)
         self._seq = snapshot.seq
 
-    def search(self, queries: Sequence[ShardQuery], owns: Owns | None = None) -> list[HostReply]:
+    def search(self, queries: Sequence[AnyQuery], owns: Owns | None = None) -> list[HostReply]:
         """One reply per query, over the held units that ``owns`` admits (None: all of them).
+
+        To an ``ObjectQuery`` the hits are ``ObjectHit``: images by their nearest object (OE-SIR, eq. 7).
 
         Raises ``Unavailable`` when a query asks for a commit that cannot be read yet, ``BadRequest`` for a filter that
         does not parse, ``Corrupt`` when the catalog's row of a hit is damaged.
@@ -193,20 +203,28 @@ class Partition:
             self.refresh()
             return self._search(queries, owns or _everything)
 
-    def _search(self, queries: Sequence[ShardQuery], owns: Owns) -> list[HostReply]:
+    def _search(self, queries: Sequence[AnyQuery], owns: Owns) -> list[HostReply]:
         with self._searching:
             selection = self._select(owns)
-            call = Call(
-                self._catalog,
-                self.codec,
-                selection,
-                lambda question: self._count(selection, question),
-                scale=self._scale,
-                seq=self._seq,
-            )
-            replies = call.replies(queries)
-            self.last_timings_ms = call.timings_ms
-            return replies
+            count = partial(self._count, selection)
+            by_image = {at: query for at, query in enumerate(queries) if isinstance(query, ShardQuery)}
+            by_object = {at: query for at, query in enumerate(queries) if isinstance(query, ObjectQuery)}
+            replies: dict[int, HostReply] = {}
+            if by_image:
+                call = Call(self._catalog, self.codec, selection, count, scale=self._scale, seq=self._seq)
+                replies |= zip(by_image, call.replies(list(by_image.values())), strict=True)
+                self.last_timings_ms = call.timings_ms
+            if by_object:
+                objects = self._select_objects(selection)
+                object_call = ObjectCall(self._catalog, self.codec, objects, count, seq=self._seq)
+                replies |= zip(by_object, object_call.replies(list(by_object.values())), strict=True)
+                self.last_timings_ms = object_call.timings_ms
+            return [replies[at] for at in range(len(queries))]
+
+    def _select_objects(self, selection: Selection) -> ObjectSelection:
+        if self._objects.update_tail(self._catalog, *self._tail_rows, self._owns):
+            self._places.forget(OBJECT_TAIL)
+        return self._objects.select(selection.segments, selection.tail_units)
 
     def _select(self, owns: Owns) -> Selection:
         units = tuple(unit for unit in self.units if owns(unit))
@@ -247,5 +265,5 @@ def _everything(unit: Unit) -> bool:  # noqa: ARG001 - the default of `owns`
     return True
 
 
-def _needed_seq(query: ShardQuery) -> int:
+def _needed_seq(query: AnyQuery) -> int:
     return max(query.min_version or 0, query.as_of or 0)

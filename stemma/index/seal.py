@@ -20,6 +20,7 @@ from stemma.config import SearchSettings, Settings
 from stemma.errors import Corrupt
 from stemma.index import folder as folders
 from stemma.index.codec import Codec
+from stemma.index.object_set import read_objects
 from stemma.index.segment import FOLDER, Name, Segment, chosen, names
 from stemma.index.tail import Scanned, read_vectors
 
@@ -178,7 +179,8 @@ class _Run:
     def _build(self, lo: int, hi: int) -> None:
         row_N, vectors_ND = read_vectors(self.catalog, lo, hi)
         askable_N = np.isin(row_N, self.row_R)
-        segment = Segment.build(self.root, self.codec, row_N[askable_N], vectors_ND[askable_N], lo, hi)
+        parts = (row_N[askable_N], vectors_ND[askable_N], lo, hi, read_objects(self.catalog, lo, hi))
+        segment = Segment.build(self.root, self.codec, *parts)
         self.segments.append(segment)
         self.built.append(segment.id)
         self.progress("built", len(segment))

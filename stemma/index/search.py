@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from stemma.flow import EMBEDDING_DIM
 from stemma.index.codec import Codec, faiss
-from stemma.index.segment import Segment
 
 SLACK_ROWS = 28
 """A first scan fetches this many more than wanted, so that a few dead or tied rows do not cost a second one."""
@@ -142,13 +141,24 @@ class ExactBlock:
         return np.asarray((code_ND[position_C] ^ _SIGN).view(np.int8))
 
 
+class Listed(Protocol):
+    """Codes in inverted-list order, in a mapped file: a segment's images, or its objects."""
+
+    lists: Any
+    start_L: NDArray[np.int64]
+
+    def __len__(self) -> int: ...
+    def rows_at(self, position_C: Positions) -> NDArray[np.uint64]: ...
+    def vectors_at(self, position_C: Positions) -> NDArray[np.int8]: ...
+
+
 class Stack:
     """Coded segments searched as one index: one assignment per query, id-less mapped lists laid one after the other.
 
     Bit-equal to one index over all rows and as fast (docs/facts.md, B3); one search per segment cost 4x and more.
     """
 
-    def __init__(self, codec: Codec, segments: Sequence[Segment]) -> None:
+    def __init__(self, codec: Codec, segments: Sequence[Listed]) -> None:
         self._codec = codec
         self._segments = [segment for segment in segments if len(segment)]
         self._pointers = faiss.InvertedListsPtrVector()
@@ -209,19 +219,21 @@ class Stack:
 
     def rows_at(self, position_C: Positions) -> NDArray[np.uint64]:
         out_C = np.empty(len(position_C), np.uint64)
-        self._gather(position_C, lambda segment: segment.row_N, out_C)
+        self._gather(position_C, lambda segment, at_C: segment.rows_at(at_C), out_C)
         return out_C
 
     def vectors_at(self, position_C: Positions) -> NDArray[np.int8]:
         out_CD = np.empty((len(position_C), EMBEDDING_DIM), np.int8)
-        self._gather(position_C, lambda segment: segment.vectors_ND, out_CD)
+        self._gather(position_C, lambda segment, at_C: segment.vectors_at(at_C), out_CD)
         return out_CD
 
-    def _gather(self, position_C: Positions, array: Callable[[Segment], NDArray[Any]], out_C: NDArray[Any]) -> None:
+    def _gather(
+        self, position_C: Positions, values: Callable[[Listed, Positions], NDArray[Any]], out_C: NDArray[Any]
+    ) -> None:
         segment_C = np.searchsorted(self._base_S, position_C, side="right") - 1
         for position in np.unique(segment_C):
             here_C = segment_C == position
-            out_C[here_C] = array(self._segments[position])[position_C[here_C] - self._base_S[position]]
+            out_C[here_C] = values(self._segments[position], position_C[here_C] - self._base_S[position])
 
 
 def nearest(source: Source, needs: Sequence[Need], live_N: Mask) -> list[Candidates]:
@@ -285,12 +297,23 @@ def nearest_ids(
     """Cuts to ``wanted`` by (distance, image_id); only ids of rows tied at the cut are asked for."""
     if len(candidates.row_C) <= wanted:
         return candidates
-    last = np.partition(candidates.distance_C, wanted - 1)[wanted - 1]
-    sure_C = np.flatnonzero(candidates.distance_C < last)
-    tied_C = np.flatnonzero(candidates.distance_C == last)
-    ids = ids_of(candidates.row_C[tied_C])
+    return candidates.take(first_by_id(candidates.row_C, candidates.distance_C, wanted, ids_of))
+
+
+def first_by_id(
+    row_C: NDArray[np.uint64],
+    distance_C: Float32,
+    wanted: int,
+    ids_of: Callable[[NDArray[np.uint64]], Sequence[str]],
+) -> Positions:
+    """Positions of the first ``wanted`` by (distance, image_id), in no order."""
+    if len(row_C) <= wanted:
+        return np.arange(len(row_C))
+    last = np.partition(distance_C, wanted - 1)[wanted - 1]
+    sure_C, tied_C = np.flatnonzero(distance_C < last), np.flatnonzero(distance_C == last)
+    ids = ids_of(row_C[tied_C])
     by_id = sorted(range(len(tied_C)), key=lambda at: ids[at])
-    return candidates.take(np.concatenate([sure_C, tied_C[by_id[: wanted - len(sure_C)]]]))
+    return np.concatenate([sure_C, tied_C[by_id[: wanted - len(sure_C)]]])
 
 
 def refine(views_VD: NDArray[np.int8], vectors_CD: NDArray[np.int8]) -> tuple[NDArray[np.int64], Mask]:

@@ -2,13 +2,13 @@
 
 ``segments/<row_lo>-<row_hi>-<codec>-<digest>/`` under the collection's folder holds, in inverted-list order,
 ``vectors.i8`` [N, 256], ``rows.u64`` [N], ``lists.u64`` [L + 1] (where each list starts) and, under a codec,
-``codes.u8`` [N, 16] without ids: a code's position is its id (16.00 bytes an image; docs/facts.md, B2). The digest is
-that of the manifest, which holds the digests of the files. Everything here comes back from the catalog.
+``codes.u8`` [N, 16] without ids: a code's position is its id (16.00 bytes an image; docs/facts.md, B2). Objects of its
+rows, where they have any, stand beside them (``object_files.py``). The digest is that of the manifest, which holds the
+digests of the files. Everything here comes back from the catalog.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,10 @@ from numpy.typing import NDArray
 from stemma.errors import Corrupt
 from stemma.flow import EMBEDDING_DIM, Unit
 from stemma.index import folder as folders
-from stemma.index.codec import CODE_BYTES, Codec, faiss
+from stemma.index.codec import Codec, mapped_lists
+from stemma.index.object_files import DTYPES as OBJECT_DTYPES
+from stemma.index.object_files import CodedObjects, joined_arrays, object_arrays, object_set
+from stemma.index.object_set import NO_OBJECTS, ObjectSet
 
 FOLDER = "segments"
 _MANIFEST = "manifest.json"
@@ -57,7 +60,7 @@ class Name(NamedTuple):
 class Segment:
     """One opened segment; its arrays are views of the mapped files."""
 
-    def __init__(self, folder: Path, name: Name, files: dict[str, NDArray[Any]]) -> None:
+    def __init__(self, folder: Path, name: Name, codec: Codec, files: dict[str, NDArray[Any]]) -> None:
         self.folder = folder
         self.id = name.text
         self.row_lo, self.row_hi = name.row_lo, name.row_hi
@@ -69,11 +72,23 @@ class Segment:
         self.lists: Any | None = None
         """faiss's mapped inverted lists over the codes; mapped now, since the folder may be merged away later."""
         if "codes.u8" in files:
-            self.codes_NB = files["codes.u8"].reshape(-1, CODE_BYTES)
-            self.lists = _mapped_lists(folder / "codes.u8", self.start_L) if len(self.row_N) else None
+            self.codes_NB = files["codes.u8"].reshape(-1, codec.code_bytes)
+            mapped = mapped_lists(folder / "codes.u8", self.start_L, codec.code_bytes) if len(self.row_N) else None
+            self.lists = mapped
+        self.objects = object_set(files)
+        """None of them, too, in a segment that was built when nobody looked for objects."""
+        self.coded_objects: CodedObjects | None = None
+        if codec.objects is not None:
+            self.coded_objects = CodedObjects.open(folder, codec.objects, self.objects, files)
 
     def __len__(self) -> int:
         return len(self.row_N)
+
+    def rows_at(self, position_C: NDArray[np.int64]) -> NDArray[np.uint64]:
+        return self.row_N[position_C]
+
+    def vectors_at(self, position_C: NDArray[np.int64]) -> NDArray[np.int8]:
+        return self.vectors_ND[position_C]
 
     @classmethod
     def build(
@@ -84,17 +99,18 @@ class Segment:
         vectors_ND: NDArray[np.int8],
         row_lo: int,
         row_hi: int,
+        objects: ObjectSet = NO_OBJECTS,
     ) -> Segment:
         """Encodes and writes the segment of these rows, all inside [row_lo, row_hi), synced before it has its name.
 
-        ``root`` is the collection's folder. The same rows, vectors and codec give the same bytes and the same id.
+        ``root`` is the collection's folder; of ``objects`` those are written that belong to the rows. The same rows,
+        vectors, objects and codec give the same bytes and the same id.
         """
         order_N = np.argsort(rows_N, kind="stable")
         rows_N, vectors_ND = rows_N[order_N], vectors_ND[order_N]
-        if codec.exact:
-            return _write(root, codec, rows_N, vectors_ND, np.zeros(len(rows_N), np.int64), None, (row_lo, row_hi))
-        lists_N, codes_NB = codec.encode(vectors_ND)
-        return _write(root, codec, rows_N, vectors_ND, lists_N, codes_NB, (row_lo, row_hi))
+        lists_N, codes_NB = (np.zeros(len(rows_N), np.int64), None) if codec.exact else codec.encode(vectors_ND)
+        extra = object_arrays(objects.only(np.isin(objects.row_I, rows_N)), codec.objects)
+        return _write(root, codec, rows_N, vectors_ND, lists_N, codes_NB, (row_lo, row_hi), extra)
 
     @classmethod
     def join(cls, root: Path, codec: Codec, parts: Sequence[Segment], keep_R: NDArray[np.uint64]) -> Segment:
@@ -107,7 +123,9 @@ class Segment:
         bounds = (min(part.row_lo for part in parts), max(part.row_hi for part in parts))
         codes = [part.codes_NB for part in parts if part.codes_NB is not None]
         codes_NB = None if codec.exact else np.concatenate(codes)[order_N]
-        return _write(root, codec, rows_N[order_N], vectors_ND[order_N], lists_N[order_N], codes_NB, bounds)
+        in_order = sorted(parts, key=lambda part: part.row_lo)
+        extra = joined_arrays([(part.objects, part.coded_objects) for part in in_order], keep_R)
+        return _write(root, codec, rows_N[order_N], vectors_ND[order_N], lists_N[order_N], codes_NB, bounds, extra)
 
     @classmethod
     def open(cls, folder: Path, codec: Codec, *, verify: bool) -> Segment:
@@ -122,7 +140,7 @@ class Segment:
             folders.check(folder, file_name, expected, verify=verify)
         try:
             files = {file: _mapped(folder / file, _DTYPES[file]) for file in manifest["files"]}
-            return cls(folder, name, files)
+            return cls(folder, name, codec, files)
         except (OSError, RuntimeError) as error:  # faiss reports a file that cannot be opened as RuntimeError
             raise Corrupt(f"a file vanished while it was opened: {error}", subject=folder.name) from error
 
@@ -132,6 +150,7 @@ _DTYPES: dict[str, type] = {
     "vectors.i8": np.int8,
     "lists.u64": np.uint64,
     "codes.u8": np.uint8,
+    **OBJECT_DTYPES,
 }
 
 
@@ -183,22 +202,6 @@ def _mapped(path: Path, dtype: type) -> NDArray[Any]:
     return np.asarray(np.memmap(path, dtype, "r"))
 
 
-def _mapped_lists(path: Path, start_L: NDArray[np.int64]) -> Any:
-    """Inverted lists over a file that holds codes alone (docs/facts.md, B2); searched with store_pairs only."""
-    lists = faiss.OnDiskInvertedLists()
-    lists.nlist, lists.code_size = len(start_L) - 1, CODE_BYTES
-    lists.filename, lists.read_only = str(path), True
-    lists.totsize = int(start_L[-1]) * CODE_BYTES
-    lists.lists.clear()
-    for start, stop in itertools.pairwise(start_L.tolist()):
-        entry = faiss.OnDiskOneList()
-        entry.size = entry.capacity = stop - start
-        entry.offset = start * CODE_BYTES
-        lists.lists.push_back(entry)
-    lists.do_mmap()
-    return lists
-
-
 def _write(
     root: Path,
     codec: Codec,
@@ -207,6 +210,7 @@ def _write(
     lists_N: NDArray[np.int64],
     codes_NB: NDArray[np.uint8] | None,
     bounds: tuple[int, int],
+    extra: dict[str, NDArray[Any]],
 ) -> Segment:
     row_lo, row_hi = bounds
     if row_lo >= row_hi or (len(rows_N) and not (row_lo <= rows_N[0] and rows_N[-1] < row_hi)):
@@ -222,6 +226,7 @@ def _write(
     }
     if codes_NB is not None:
         arrays["codes.u8"] = codes_NB[by_list_N]
+    arrays |= extra
     manifest = {
         "version": _VERSION,
         "row_lo": row_lo,

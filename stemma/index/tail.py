@@ -1,13 +1,13 @@
 """The tail: committed rows that no segment holds yet, read from the catalog and searched exactly at once.
 
 Placed on hosts in blocks of ``tail_block_rows``; a host reads its own blocks alone, so its memory is bounded by what it
-serves (264 bytes a row).
+serves (264 bytes a row, and where it is asked by objects, 536 an object). Images and objects are read apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ class Scanned(Protocol):
     """What the tail needs of a catalog."""
 
     def scan(self, columns: list[str], *, rows: tuple[int, int] | None = None) -> Iterator[Mapping[str, Any]]: ...
+
+
+Block = TypeVar("Block", bound="Kept")
 
 
 def tail_units(row_lo: int, row_hi: int, block_rows: int) -> tuple[Unit, ...]:
@@ -42,14 +45,40 @@ def read_vectors(catalog: Scanned, row_lo: int, row_hi: int) -> tuple[NDArray[np
     return np.concatenate(rows), np.concatenate(vectors)
 
 
-class Tail:
+class Kept(Protocol):
+    """What a tail keeps in memory of its rows."""
+
+    @property
+    def row_N(self) -> NDArray[np.uint64]: ...  # noqa: N802 - an array
+
+    def __len__(self) -> int: ...
+    def extend(self, catalog: Scanned, row_lo: int, row_hi: int) -> None:
+        """Read these rows as well, of which none is here yet."""
+        ...
+
+    def only(self, keep_N: NDArray[np.bool_]) -> Self: ...
+
+
+class ImageBlock(ExactBlock):
+    """The embeddings of the tail."""
+
+    def extend(self, catalog: Scanned, row_lo: int, row_hi: int) -> None:
+        self.add(*read_vectors(catalog, row_lo, row_hi))
+
+    def only(self, keep_N: NDArray[np.bool_]) -> ImageBlock:
+        kept, at_N = ImageBlock(), np.flatnonzero(keep_N)
+        kept.add(self.row_N[at_N], self.vectors_at(at_N))
+        return kept
+
+
+class Tail(Generic[Block]):
     """The blocks of the tail that one host serves."""
 
-    def __init__(self, block_rows: int) -> None:
+    def __init__(self, block_rows: int, block: Block) -> None:
         self._block_rows = block_rows
         self._read_hi: dict[int, int] = {}
         """By number of block: rows below this one are in ``block``."""
-        self.block = ExactBlock()
+        self.block = block
         self.units: tuple[Unit, ...] = ()
 
     def __len__(self) -> int:
@@ -60,8 +89,7 @@ class Tail:
         units = tuple(unit for unit in tail_units(row_lo, row_hi, self._block_rows) if owns(unit))
         self._forget({unit.row_lo // self._block_rows for unit in units}, row_lo)
         for lo, hi in self._unread(units, row_hi):
-            row_N, vectors_ND = read_vectors(catalog, lo, hi)
-            self.block.add(row_N, vectors_ND)
+            self.block.extend(catalog, lo, hi)
             for number in range(lo // self._block_rows, (hi - 1) // self._block_rows + 1):
                 self._read_hi[number] = min((number + 1) * self._block_rows, hi)
         self.units = units
@@ -90,8 +118,5 @@ class Tail:
         number_N = row_N // np.uint64(self._block_rows)
         keep_N = np.isin(number_N, np.fromiter(blocks, np.uint64)) & (row_N >= row_lo)
         if not keep_N.all():
-            kept = ExactBlock()
-            at_N = np.flatnonzero(keep_N)
-            kept.add(row_N[at_N], self.block.vectors_at(at_N))
-            self.block = kept
+            self.block = self.block.only(keep_N)
         self._read_hi = {number: hi for number, hi in self._read_hi.items() if number in blocks}

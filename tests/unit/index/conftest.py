@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from stemma.config import Settings
-from stemma.flow import Encoded, Objects, ShardQuery
+from stemma.flow import Encoded, ObjectQuery, Objects, ShardQuery
 from stemma.index.codec import Codec
 
 SCALE = 360.0
@@ -156,6 +156,27 @@ def codecs() -> dict[str, Codec]:
         kind: Codec.train(kind, sample, seed=3, scale=SCALE, nlist=12, opq_iterations=1) for kind in ("paper", "opq")
     }
     return {"exact": Codec.unquantized(), **trained}
+
+
+OBJECT_SCALE = 200.0
+
+
+@pytest.fixture(scope="session")
+def paired(codecs: dict[str, Codec], tmp_path_factory: pytest.TempPathFactory) -> Codec:
+    """The ``opq`` codec of images with one of objects behind it, 10 lists."""
+    sample = clustered(600, seed=2)
+    objects = Codec.train("objects", sample, seed=4, scale=OBJECT_SCALE, nlist=10, opq_iterations=1)
+    folder = tmp_path_factory.mktemp("codecs") / "opq"
+    codecs["opq"].save(folder)
+    return Codec.load(folder, objects)
+
+
+@pytest.fixture(scope="session")
+def object_question() -> Callable[..., ObjectQuery]:
+    def make(objects_VOD: NDArray[np.int8], **fields: Any) -> ObjectQuery:
+        return ObjectQuery(**{"objects_VOD": objects_VOD, "images": 2, "scale": OBJECT_SCALE, **fields})
+
+    return make
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stemma.flow import Unit
-from stemma.index.tail import Tail, tail_units
+from stemma.index.tail import ImageBlock, Tail, tail_units
 
 
 def test_a_block_keeps_its_name_while_it_fills() -> None:
@@ -35,7 +35,7 @@ steps = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 10), st.integers(0
 def test_it_holds_exactly_the_owned_rows_whatever_happened_before(
     steps: list[tuple[int, int, int]], vectors: Callable[..., Any], new_catalog: Callable[[], Any]
 ) -> None:
-    catalog, tail, sealed = new_catalog(), Tail(8), 0
+    catalog, tail, sealed = new_catalog(), Tail(8, ImageBlock()), 0
     pool = vectors(30, 1)
     for new, seal, owner in steps:  # owner: which residues of a block's number are owned
         catalog.commit([pool[(catalog.next_row + at) % 30] for at in range(new)], skip=new % 3)
@@ -54,7 +54,7 @@ def test_it_holds_exactly_the_owned_rows_whatever_happened_before(
 
 
 def test_a_commit_reads_the_new_rows_alone(vectors: Callable[..., Any], catalog: Any) -> None:
-    tail, pool = Tail(8), vectors(40, 1)
+    tail, pool = Tail(8, ImageBlock()), vectors(40, 1)
     catalog.commit(list(pool[:13]))
     tail.update(catalog, 0, 13, lambda unit: True)
     catalog.commit(list(pool[13:20]))
