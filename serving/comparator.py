@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from stemma.config import ComparatorSettings
 from stemma.errors import StemmaError
 from stemma.flow import Bytes3, Judged, Pairing
+from stemma.networks import golden
 from stemma.networks.comparing import Comparator
 
 NAME = "comparator"
@@ -28,13 +29,17 @@ Said = list[Judged] | StemmaError
 
 
 class ComparatorReplica:
-    """One copy of the networks; on the CPU it uses one core, whatever it is given."""
+    """One copy of the networks; on the CPU it uses one core, whatever it is given.
+
+    Raises ``Corrupt`` where it does not give the golden comparisons that the weights bring.
+    """
 
     def __init__(self, settings: ComparatorSettings) -> None:
         on_cpu = settings.device == "cpu"
         if on_cpu:
             one_thread()
         self._comparator = Comparator.load(settings)
+        golden.check_comparator(self._comparator, settings.weights)
         # On the CPU a batch is compared pair by pair: it would gain nothing and make the first wait for the last.
         cast(Any, self._batched).set_max_batch_size(1 if on_cpu else QUERIES_PER_BATCH_MAX)
 

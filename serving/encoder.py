@@ -10,16 +10,22 @@ from ray import serve
 
 from stemma.config import EncoderSettings
 from stemma.flow import Bytes3, Encoded
+from stemma.networks import golden
 from stemma.networks.encoder import Encoder
 
 NAME = "encoder"
 
 
 class EncoderReplica:
-    """One copy of the networks. Bit-identical per picture whatever is encoded beside it (``Encoder`` sees to that)."""
+    """One copy of the networks. Bit-identical per picture whatever is encoded beside it (``Encoder`` sees to that).
+
+    Raises ``Corrupt`` where it does not give the golden descriptors that the weights bring.
+    """
 
     def __init__(self, settings: EncoderSettings) -> None:
         self._encoder = Encoder.load(settings)
+        # before the first query, on the very processor that will answer
+        golden.check_encoder(self._encoder, settings.weights)
         # A batch gains nothing on the CPU (23.6 ms a picture at 8, 20.0 alone) and makes the first wait for the last.
         size = 1 if settings.device == "cpu" else settings.batch_images_max
         cast(Any, self._batched).set_max_batch_size(size)

@@ -64,6 +64,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, settings: ComparatorSettings, originals
     """All asked of one replica at once, each query with one original."""
     names, batcher = Names(), Batcher()
     monkeypatch.setattr(room.Comparator, "load", lambda _: names)
+    monkeypatch.setattr(room.golden, "check_comparator", lambda *_: True)
     monkeypatch.setattr(ComparatorReplica, "_batched", batcher)
     batcher.replica = ComparatorReplica(settings)
 
