@@ -20,6 +20,7 @@ AREA_LOW, AREA_HIGH = 0.003, 0.4
 """Ends of the axis of areas; the renderer draws edits of half a per cent to a quarter."""
 DOT_PX = (3.0, 9.0)
 ROW_PX = 25.0
+SEVERITIES = ("1", "2", "3", "4", "5")
 MOVES = ("crop", "pad", "rotate", "affine")
 
 
@@ -120,7 +121,7 @@ def transforms(outcomes: Sequence[Outcome]) -> Card:
     for tick in (0, 0.25, 0.5, 0.75, 1):
         card.line(across(tick), top, across(tick), top + ROW_PX * (len(rows) + 2))
         card.text(across(tick), top + ROW_PX * (len(rows) + 2) + 16, f"{tick:g}", fill=SOFT, anchor="middle")
-    card.text(480, top - 2, "by severity, mild to strong, both sets together", size=11, fill=SOFT)
+    card.text(480, top - 2, "both sets, by severity from mild to strong", size=11, fill=SOFT)
     y, before = top + 10, ""
     for transform, found in rows.items():
         group = _group(transform)
@@ -161,8 +162,11 @@ def _severities(card: Card, y: float, transform: str, found: Sequence[Outcome]) 
         share = share_of(each.right for each in found)
         card.text(480, y + 15, f"{share.share:.2f} of {share.n}", size=11, fill=SOFT)
         return
-    wide = 252 / len(by_severity)
-    for i, severity in enumerate(sorted(by_severity)):
+    slots = sorted(by_severity) if transform in BANDS else SEVERITIES
+    wide = 252 / len(slots)
+    for i, severity in enumerate(slots):
+        if severity not in by_severity:
+            continue
         share = share_of(by_severity[severity])
         x = 480 + wide * i
         card.rect(x, y + 2, wide - 3, ROW_PX - 6, fill=BLUE, opacity=0.08 + 0.4 * share.share**3, radius=3,
