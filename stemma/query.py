@@ -7,6 +7,7 @@ the same answer, so the one-process collection is the oracle of every distribute
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 import uuid
@@ -26,6 +27,8 @@ from stemma.verdict import Decision, Rules
 from stemma.vision.decode import read_working_copy, working_copy
 
 UNREACHABLE = "no comparator answered"
+COMPARE_SHARE = 0.9
+"""Of the time that is left behind a search: the rest is for metadata and the reply."""
 
 
 class Decoder(Protocol):
@@ -161,19 +164,24 @@ async def answer(image: bytes, ask: Ask, engine: Engine, *, query_id: str | None
 async def _compare(
     pixels: Pixels, found: Found, compared: dict[int, Judged], plan: Plan, engine: Engine, stages: Stages
 ) -> Found:
-    """Fill ``compared`` round by round until the first place is settled; the shortlist in its new order."""
+    """Fill ``compared`` round by round until the first place is settled; the shortlist in its new order.
+
+    A comparator that is down or too slow costs the verdict and not the answer: where the picture comes from is known.
+    """
     batch = engine.settings.comparator.batch_pairs_max
     try:
-        while chosen := verdict.next_pairs(found.hits, compared, engine.rules, most=plan.rerank, batch=batch):
-            with stages.stage("pixels"):
-                originals = await engine.shards.pixels([hit.row for hit in chosen])
-            pairings = [_pairing(hit, original) for hit, original in zip(chosen, originals, strict=True)]
-            with stages.stage("compare"):
-                judged = await engine.comparator.compare(pixels, pairings)
-            compared.update({hit.row: one for hit, one in zip(chosen, judged, strict=True)})
-    except Unavailable as error:
-        # where it comes from is known; that is worth an answer
+        async with asyncio.timeout(COMPARE_SHARE * stages.left_ms() / 1e3):
+            while chosen := verdict.next_pairs(found.hits, compared, engine.rules, most=plan.rerank, batch=batch):
+                with stages.stage("pixels"):
+                    originals = await engine.shards.pixels([hit.row for hit in chosen])
+                pairings = [_pairing(hit, original) for hit, original in zip(chosen, originals, strict=True)]
+                with stages.stage("compare"):
+                    judged = await engine.comparator.compare(pixels, pairings)
+                compared.update({hit.row: one for hit, one in zip(chosen, judged, strict=True)})
+    except (Unavailable, DeadlineExceeded) as error:
         found = replace(found, notes=(*found.notes, f"{UNREACHABLE}: {error.detail}"))
+    except TimeoutError:
+        found = replace(found, notes=(*found.notes, f"{UNREACHABLE} in time; give more deadline_ms"))
     return replace(found, hits=verdict.rerank(found.hits, compared, engine.rules))
 
 
@@ -226,7 +234,7 @@ async def _decoded(image: bytes, name: str, engine: Engine) -> Pixels:
     try:
         return await engine.decoder.decode(image)
     except StemmaError as error:
-        raise type(error)(error.detail, subject=name) from error
+        raise type(error)(error.detail, subject=name, retry_after_s=error.retry_after_s) from error
 
 
 def _bounded(image: bytes, settings: Settings, name: str | None = None) -> None:

@@ -207,6 +207,18 @@ def test_a_comparator_that_is_down_costs_the_verdict_and_not_the_answer() -> Non
     assert any(note.startswith(UNREACHABLE) for note in result.notes)
 
 
+def test_a_comparator_that_is_too_slow_costs_the_verdict_and_not_the_answer() -> None:
+    class Slow(FakeParts):
+        async def compare(self, query: Pixels, pairings: Sequence[Pairing]) -> list[Judged]:
+            await asyncio.Event().wait()
+            raise AssertionError("nobody sets it")
+
+    result = ask(Slow(hits=(hit("a", distance=0.1, match=30.0),)), deadline_ms=300.0)
+    assert result.verdict == "inconclusive"
+    assert result.original is not None
+    assert any(note.startswith(UNREACHABLE) for note in result.notes)
+
+
 def compared(parts: FakeParts, query: bytes, original: bytes | str) -> Comparison:
     return asyncio.run(compare(query, original, engine_of(parts)))
 
