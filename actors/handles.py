@@ -23,7 +23,7 @@ from stemma.api import DeleteResult, HostStatus, IngestResult
 from stemma.catalog import Draft
 from stemma.config import Settings
 from stemma.errors import DeadlineExceeded, StaleRouting, StemmaError, Unavailable
-from stemma.flow import HostReply, ShardQuery
+from stemma.flow import AnyQuery, HostReply
 
 NAMESPACE = "stemma"
 SHARD = "stemma-shard-"
@@ -163,7 +163,7 @@ class RayHosts:
         self._handles: dict[str, Any] = {}
         self._known_epoch = 0
 
-    async def ask(self, call: Call, queries: Sequence[ShardQuery], left_ms: float) -> Sequence[HostReply | StemmaError]:
+    async def ask(self, call: Call, queries: Sequence[AnyQuery], left_ms: float) -> Sequence[HostReply | StemmaError]:
         """One call to one host. Raises ``StaleRouting``, ``DeadlineExceeded``, and ``Unavailable`` for all else."""
         replies = await self._call(call, "search", tuple(queries), left_ms, group="search")
         return cast("Sequence[HostReply | StemmaError]", replies)

@@ -26,7 +26,7 @@ from cluster.routing import Call, Owns, Routing
 from stemma.catalog import Catalog
 from stemma.config import Settings
 from stemma.errors import BadRequest, StaleRouting, StemmaError, Unavailable
-from stemma.flow import HostReply, ShardQuery, Unit
+from stemma.flow import AnyQuery, HostReply, Unit
 from stemma.index.choice import codec_wanted
 from stemma.index.codec import Codec
 from stemma.index.partition import Partition
@@ -59,7 +59,7 @@ class Shard:
                 share = self._shares[url] = Share(self._host, self._incarnation, url, self._settings, self._weight)
         return share.obey(orders)
 
-    def search(self, url: str, call: Call, queries: Sequence[ShardQuery], left_ms: float) -> list[Reply]:
+    def search(self, url: str, call: Call, queries: Sequence[AnyQuery], left_ms: float) -> list[Reply]:
         """One reply per query, for the units that ``call`` is for. A query that cannot be meant gets its error.
 
         Raises ``StaleRouting``, ``DeadlineExceeded``, ``Unavailable``, ``Corrupt``.
@@ -204,7 +204,7 @@ class Share:
 
     # ------------------------------------------------------------------ towards askers
 
-    def search(self, call: Call, queries: Sequence[ShardQuery], left_ms: float) -> list[Reply]:
+    def search(self, call: Call, queries: Sequence[AnyQuery], left_ms: float) -> list[Reply]:
         arrived_ms = now_ms()
         at_least = max((query.min_version or 0 for query in queries), default=0)
         with self._deciding:
@@ -225,7 +225,7 @@ class Share:
         self._looking.release()
         self._look()
 
-    def _search(self, partition: Partition, queries: Sequence[ShardQuery], owns: Owns) -> list[Reply]:
+    def _search(self, partition: Partition, queries: Sequence[AnyQuery], owns: Owns) -> list[Reply]:
         try:
             return list(partition.search(queries, owns))
         except (BadRequest, Unavailable) as error:

@@ -23,7 +23,7 @@ from cluster.round import Path, Round, Taken
 from cluster.routing import Call, Routing
 from stemma.config import ClusterSettings
 from stemma.errors import StemmaError, Unavailable
-from stemma.flow import Found, HostReply, ShardQuery
+from stemma.flow import AnyQuery, Found, HostReply
 from stemma.index.merge import MergeResult, lists_needed, merge
 
 SHALLOW = "the time was up before further lists were probed"
@@ -45,7 +45,7 @@ class Ask:
     ask_id: int
     call: Call
     positions: tuple[int, ...]
-    queries: tuple[ShardQuery, ...]
+    queries: tuple[AnyQuery, ...]
     deadline_ms: float
     """On the asker's clock; the host is told what is left of it."""
 
@@ -71,8 +71,8 @@ Action = Ask | Refresh | Done
 class _Pending:
     """A query that is not done: as it is asked now, and the best answer so far."""
 
-    query: ShardQuery
-    original: ShardQuery
+    query: AnyQuery
+    original: AnyQuery
     deadline_ms: float
     rounds: int = 0
     best: Found | None = None
@@ -99,7 +99,7 @@ class Fanout:
     """One batch. Queries are known by their position in it; ``deadlines_ms`` are on the asker's clock."""
 
     routing: Routing
-    queries: Sequence[ShardQuery]
+    queries: Sequence[AnyQuery]
     deadlines_ms: Sequence[float]
     health: Health
     settings: ClusterSettings
@@ -305,7 +305,7 @@ class Fanout:
                 actions.append(self._finish(at))
         return (*actions, *self._begin(tuple(again), stage.round.mute_hosts, now_ms))
 
-    def _note(self, position: int, taken: Taken) -> ShardQuery | None:
+    def _note(self, position: int, taken: Taken) -> AnyQuery | None:
         """Keep the better answer; returns the question to ask once more, if the answer cannot stand yet."""
         pending = self._pending[position]
         replies = {path: by[position] for path, by in taken.replies.items() if position in by}
@@ -392,4 +392,5 @@ def _found(result: MergeResult, *, missing: frozenset[str], seq: int, notes: tup
         nprobe=result.nprobe,
         codec=result.codec,
         notes=notes,
+        without_objects=result.without_objects,
     )

@@ -21,7 +21,7 @@ from cluster.reading import Read, reads
 from cluster.routing import Call
 from stemma.config import Settings
 from stemma.errors import DeadlineExceeded, StaleRouting, StemmaError, Unavailable
-from stemma.flow import Found, HostReply, ShardQuery
+from stemma.flow import AnyQuery, Found, HostReply
 
 SEARCH_SHARE = 0.9  # of the time a search is given: the rest is for the merge and the winners' metadata
 Event = Callable[[float], tuple[Action, ...]]
@@ -30,7 +30,7 @@ Event = Callable[[float], tuple[Action, ...]]
 class Hosts(Protocol):
     """The cluster as an asker sees it."""
 
-    async def ask(self, call: Call, queries: Sequence[ShardQuery], left_ms: float) -> Sequence[HostReply | StemmaError]:
+    async def ask(self, call: Call, queries: Sequence[AnyQuery], left_ms: float) -> Sequence[HostReply | StemmaError]:
         """One call to one host. Raises ``StaleRouting``, ``Unavailable`` (the host is lost), ``DeadlineExceeded``."""
         ...
 
@@ -45,7 +45,7 @@ class Hosts(Protocol):
 
 @dataclass(slots=True)
 class _Waiting:
-    query: ShardQuery
+    query: AnyQuery
     arrived_ms: float
     ends_ms: float
     answer: asyncio.Future[Found]
@@ -71,7 +71,7 @@ class Asker:
         self.calls = 0
         """Calls made to hosts so far."""
 
-    async def search(self, query: ShardQuery, deadline_ms: float) -> Found:
+    async def search(self, query: AnyQuery, deadline_ms: float) -> Found:
         """See ``Shards.search`` in ``stemma/query.py``."""
         begun_ms = now_ms()
         loop = asyncio.get_running_loop()
@@ -118,15 +118,24 @@ class Asker:
     def _start(self) -> None:
         self._starts_soon = False
         while self._waiting and len(self._batches) < self._settings.cluster.batches_in_flight_max:
-            batch: list[_Waiting] = []
-            while self._waiting and len(batch) < self._settings.limits.queries_per_call_max:
-                waiting = self._waiting.popleft()
-                if not waiting.answer.done():  # its caller may have gone
-                    batch.append(waiting)
+            batch = self._take()
             if batch:
                 task = asyncio.create_task(self._run(batch))
                 self._batches.add(task)
                 task.add_done_callback(self._ended)
+
+    def _take(self) -> list[_Waiting]:
+        """The next batch, all of one kind: searches by image do not wait for the slower ones by objects."""
+        batch: list[_Waiting] = []
+        others: list[_Waiting] = []
+        while self._waiting and len(batch) < self._settings.limits.queries_per_call_max:
+            waiting = self._waiting.popleft()
+            if waiting.answer.done():  # its caller may have gone
+                continue
+            same = not batch or type(waiting.query) is type(batch[0].query)
+            (batch if same else others).append(waiting)
+        self._waiting.extendleft(reversed(others))
+        return batch
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._batches.discard(task)

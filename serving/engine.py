@@ -20,7 +20,7 @@ from stemma.catalog import Catalog, Draft
 from stemma.config import DecodeSettings, Settings
 from stemma.embedded import find_identical, named_metadata, named_record, stored, working_copies
 from stemma.errors import StemmaError, Unavailable
-from stemma.flow import Encoded, Found, Judged, Pairing, Pixels, ShardQuery
+from stemma.flow import AnyQuery, Encoded, Found, Judged, Pairing, Pixels
 from stemma.query import Plan
 from stemma.vision.decode import DecodePool
 
@@ -116,7 +116,7 @@ class ServedShards:
         self._limits = settings.limits
         self.asker = Asker(hosts, settings)
 
-    async def search(self, query: ShardQuery, deadline_ms: float) -> Found:
+    async def search(self, query: AnyQuery, deadline_ms: float) -> Found:
         """See ``Shards.search``."""
         return await self.asker.search(query, deadline_ms)
 

@@ -10,7 +10,7 @@ from stemma.api import ImageRecord, Metadata
 from stemma.catalog.catalog import Catalog
 from stemma.config import LimitSettings
 from stemma.errors import BadRequest, NotFound, Unavailable
-from stemma.flow import Encoded, Found, Hit, Judged, Pairing, Pixels, ShardQuery
+from stemma.flow import AnyQuery, Encoded, Found, Hit, Judged, Pairing, Pixels
 from stemma.index.filters import parse
 from stemma.index.merge import merge
 from stemma.index.partition import Partition
@@ -60,7 +60,7 @@ class EmbeddedShards:
         self._partition = partition
         self._limits = limits
 
-    async def search(self, query: ShardQuery, deadline_ms: float) -> Found:  # noqa: ARG002 - the protocol's
+    async def search(self, query: AnyQuery, deadline_ms: float) -> Found:  # noqa: ARG002 - the protocol's
         """See ``Shards.search``. One process cannot cut its own search short: the deadline is checked around it."""
         begun = time.monotonic()
         self._partition.refresh()
@@ -76,6 +76,7 @@ class EmbeddedShards:
             seq=merged.seq,
             nprobe=merged.nprobe,
             codec=merged.codec,
+            without_objects=merged.without_objects,
             timings_ms={"shards": round(1e3 * (time.monotonic() - begun), 3)},
         )
 
@@ -101,7 +102,7 @@ class EmbeddedShards:
 class NoShards:
     """For comparing two given pictures: there is no collection, and nothing asks for one."""
 
-    async def search(self, query: ShardQuery, deadline_ms: float) -> Found:
+    async def search(self, query: AnyQuery, deadline_ms: float) -> Found:
         raise self._missing()
 
     async def identical(self, sha256: str, plan: Plan) -> Found | None:

@@ -12,7 +12,7 @@ import pytest
 
 from stemma.catalog import Catalog, Draft
 from stemma.config import ClusterSettings, SearchSettings, Settings
-from stemma.flow import CELL_COUNT, CELL_DIM, EMBEDDING_DIM, Encoded, ShardQuery
+from stemma.flow import CELL_COUNT, CELL_DIM, EMBEDDING_DIM, Encoded, Objects, ShardQuery
 
 CELLS = np.zeros((CELL_COUNT, CELL_DIM), np.int8)
 
@@ -40,6 +40,28 @@ def make_draft(number: int, **changed: Any) -> Draft:
 @pytest.fixture
 def drafts() -> Callable[[Sequence[int]], list[Draft]]:
     return lambda numbers: [make_draft(number) for number in numbers]
+
+
+@pytest.fixture
+def a_draft() -> Callable[..., Draft]:
+    return make_draft
+
+
+@pytest.fixture
+def some_objects() -> Callable[[int], Objects]:
+    """Three boxes and the whole picture; the boxes' embeddings are shared by many numbers."""
+
+    def make(number: int) -> Objects:
+        own_OD = np.random.default_rng(number).integers(-2, 3, (1, EMBEDDING_DIM))
+        shared_OD = np.random.default_rng(number % 7).integers(-2, 3, (3, EMBEDDING_DIM))
+        box_O4 = np.array([[0, 0, 0.5, 0.5], [0, 0, 1, 0.5], [0.5, 0, 1, 1], [0, 0, 1, 1]], np.float32)
+        return Objects(
+            box_O4=box_O4,
+            score_O=np.ones(4, np.float32),
+            embedding_OD=np.concatenate([shared_OD, own_OD]).astype(np.int8),
+        )
+
+    return make
 
 
 @pytest.fixture

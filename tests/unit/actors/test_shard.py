@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from actors import shard as shard_room
@@ -20,9 +21,10 @@ from cluster.routing import Call, Key, Routing
 from stemma.catalog import Catalog
 from stemma.config import Settings
 from stemma.errors import BadRequest, DeadlineExceeded, NotFound, StaleRouting, StemmaError
-from stemma.flow import Found, ShardQuery
+from stemma.flow import AnyQuery, Found, ObjectQuery
 from stemma.index.choice import codec_of
 from stemma.index.codec import Codec
+from stemma.index.merge import donors
 from stemma.index.partition import Partition
 from stemma.index.seal import maintain
 from stemma.index.segment import segment_set
@@ -76,7 +78,7 @@ class Local:
         )
         self.turn()
 
-    def search(self, query: ShardQuery, routing: Routing | None = None, lost: str | None = None) -> Found:
+    def search(self, query: AnyQuery, routing: Routing | None = None, lost: str | None = None) -> Found:
         fan = Fanout(routing or self.routing, [query], [1e9], Health(self.settings.cluster), self.settings.cluster)
         actions = list(fan.start(0.0))
         while actions:
@@ -120,6 +122,32 @@ def test_any_number_of_hosts_answers_as_one_process_does(
             found = local.search(query, lost=lost)
             assert order(found) == order(right)
             assert (found.images_searched, found.missing_hosts) == (right.images_total, ())
+
+
+@pytest.mark.parametrize(("hosts", "copies"), [(2, 1), (5, 3)])
+def test_any_number_of_hosts_is_asked_by_objects_as_one_process_is(
+    collection: str, tree: Any, a_draft: Any, some_objects: Any, hosts: int, copies: int
+) -> None:
+    settings = tree(copies=copies, tail_rows_max=20)
+    with Catalog.open(collection, write=True) as catalog:
+        catalog.commit([a_draft(number, objects=some_objects(number)) for number in range(60, 90)])
+    local = Local(collection, settings, hosts)
+    local.reseal()
+    with Catalog.open(collection, write=True) as catalog:
+        catalog.delete([a_draft(61).image_id])
+        seq = catalog.commit([a_draft(number, objects=some_objects(number)) for number in range(90, 95)]).seq
+    local.follow(local.directory.announce(seq, local.now))
+    oracle = local.embedded()
+    for number, more in ((62, {}), (91, {"exclude": (93,)}), (61, {"as_of": 4}), (70, {"filter": "number > 66"})):
+        views_VOD = np.stack([some_objects(number + view).embedding_OD for view in (0, 3)])
+        query = ObjectQuery(objects_VOD=views_VOD, images=4, scale=100.0, **more)
+        right = oracle.search([query])[0]
+        assert right.without_objects == (0 if "filter" in more else 60)
+        for lost in (None, "h0") if copies > 1 else (None,):
+            found = local.search(query, lost=lost)
+            assert donors(found, 99) == right.hits and len(donors(found, 4)) == 4
+            assert (found.without_objects, found.missing_hosts) == (right.without_objects, ())
+            assert {hit.distance for hit in found.hits if hit.row == number} == {0.0}
 
 
 def test_without_copies_a_lost_host_is_missed_and_said(collection: str, tree: Any, a_question: Any) -> None:

@@ -15,7 +15,7 @@ from cluster.routing import Call, Routing, Weighted
 from serving.asker import Asker
 from stemma.config import Settings, load
 from stemma.errors import BadRequest, DeadlineExceeded, StaleRouting, StemmaError, Unavailable
-from stemma.flow import Encoded, Found, Hit, HostReply, ShardQuery
+from stemma.flow import AnyQuery, Encoded, Found, Hit, HostReply, ObjectHit, ObjectQuery, ShardQuery
 
 HOSTS = ("ant", "bee")
 
@@ -36,6 +36,24 @@ def routing(epoch: int = 1, hosts: Sequence[str] = HOSTS) -> Routing:
     return Routing(epoch=epoch, seq=1, hosts=weighted, copies=1, segments=(), tail_block_rows=1024)
 
 
+def by_objects(number: int) -> ObjectQuery:
+    return ObjectQuery(objects_VOD=np.full((2, 3, 256), number, np.int8), images=2, scale=1.0)
+
+
+def objects_reply(host: str, asked: ObjectQuery) -> HostReply:
+    at = HOSTS.index(host)
+    hit = ObjectHit(
+        row=at,
+        image_id=f"{host}-{asked.objects_VOD[0, 0, 0]}",
+        distance=0,
+        refined_distance=at,
+        query_object=0,
+        donor_object=1,
+        donor_box=(0, 0, 1, 1),
+    )
+    return HostReply(hits=(hit,), images_searched=10, images_total=20, seq=5, without_objects=4)
+
+
 @dataclass
 class Cluster:
     """Two hosts with ten images each, whose names tell the query that they were found for."""
@@ -48,7 +66,7 @@ class Cluster:
     hang: frozenset[str] = frozenset()
     gate: asyncio.Event | None = None
 
-    async def ask(self, call: Call, queries: Sequence[ShardQuery], left_ms: float) -> list[HostReply | StemmaError]:
+    async def ask(self, call: Call, queries: Sequence[AnyQuery], left_ms: float) -> list[HostReply | StemmaError]:
         self.calls.append((call.host, len(queries)))
         if self.gate is not None:
             await self.gate.wait()
@@ -58,7 +76,9 @@ class Cluster:
             raise error
         return [self._reply(call.host, asked) for asked in queries]
 
-    def _reply(self, host: str, asked: ShardQuery) -> HostReply | StemmaError:
+    def _reply(self, host: str, asked: AnyQuery) -> HostReply | StemmaError:
+        if isinstance(asked, ObjectQuery):
+            return objects_reply(host, asked)
         if asked.filter == "bad":
             return BadRequest("no such column", subject="bad")
         name = f"{host}-{asked.encoded.embedding_VD[0, 0]}"
@@ -85,6 +105,21 @@ def test_everything_that_arrives_together_is_one_call_to_each_host() -> None:
         assert sorted(cluster.calls) == [("ant", 64), ("bee", 64)]
         assert [names(each) for each in found] == [[f"ant-{number}", f"bee-{number}"] for number in range(64)]
         assert all(each.images_searched == each.images_total == 20 and not each.missing_hosts for each in found)
+
+    asyncio.run(run())
+
+
+def test_searches_by_objects_share_calls_of_their_own() -> None:
+    async def run() -> None:
+        cluster = Cluster()
+        asker = Asker(cluster, settings())
+        asked = [each for number in range(20) for each in (query(number), by_objects(number))]
+        found = await asyncio.gather(*(asker.search(each, 1000) for each in asked))
+        assert sorted(cluster.calls) == [("ant", 20), ("ant", 20), ("bee", 20), ("bee", 20)]
+        assert [names(each) for each in found] == [
+            [f"ant-{number}", f"bee-{number}"] for number in range(20) for _ in "io"
+        ]
+        assert [each.without_objects for each in found] == [0, 8] * 20
 
     asyncio.run(run())
 
