@@ -56,7 +56,8 @@ def _compare(
     else:
         print_comparison(found)
     if report is not None:
-        write_comparison_report(report, query.read_bytes(), known, found)
+        named = original.name if original is not None else original_id or ""
+        write_comparison_report(report, query, known, found, original_name=named)
     return 1 if found.verdict == "unknown" else 0
 
 
