@@ -45,7 +45,7 @@ BENIGN_GIVEN_MAX = 0.01
 """Where benign is not called so often even without a margin, this much of it may be given up for one."""
 FALSE_AREA_MAX = 0.005
 MARGINS = np.round(np.arange(0.0, 0.96, 0.02), 2)
-TEMPERATURES = np.exp(np.linspace(np.log(0.3), np.log(6.0), 600))
+TEMPERATURES = np.exp(np.linspace(np.log(0.3), np.log(6.0), 301))
 FOLDS = 5
 BINS = 15
 RESAMPLED = 1000
