@@ -73,8 +73,12 @@ def aligned(original_HWC: Bytes3, transform: Sequence[Sequence[float]], query_si
         fewer = scaled((width, height), 1 / shrink)
         original_HWC = geometry.resize(original_HWC, fewer)
         original_from_frame_33 = geometry.scaling(fewer[0] / width, fewer[1] / height) @ original_from_frame_33
+    # One more pixel around it, so that its rim is not mixed with the ground of the page.
+    wider_HWC = cv2.copyMakeBorder(original_HWC, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+    laid_HWC = geometry.warp(wider_HWC, geometry.translation(1, 1) @ original_from_frame_33, size)
+    laid_HWC[~inside_HW] = OUTSIDE
     return Aligned(
-        rgb_HWC=geometry.warp(original_HWC, original_from_frame_33, size, fill=OUTSIDE),
+        rgb_HWC=laid_HWC,
         outline_N2=_corners(original_from_query_33, (width, height), query_size),
         share=float(inside_HW.mean()),
     )
