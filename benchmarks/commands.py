@@ -35,6 +35,11 @@ BENCHMARKS = {
         meaning="64 concurrent searches on two hosts: shared calls against one each",
         bars={"coalesced_vs_single": 3.0},
     ),
+    "objects": Benchmark(
+        module="benchmarks.objects",
+        meaning="searching by objects: memory of 100 million images, time against whole images",
+        bars={},
+    ),
     "train": Benchmark(
         module="benchmarks.train",
         meaning="training steps: the bare loop, one Ray Train worker, two",

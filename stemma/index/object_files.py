@@ -76,7 +76,7 @@ def object_set(files: Mapping[str, NDArray[Any]]) -> ObjectSet:
         return NO_OBJECTS
     return ObjectSet(
         files["object_rows.u64"],
-        files["object_starts.u64"].astype(np.int64),
+        files["object_starts.u64"].view(np.int64),
         files["object_boxes.f32"].reshape(-1, 4),
         files["object_vectors.i8"].reshape(-1, OBJECT_DIM),
     )
