@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from stemma.networks.comparator import Compared
+from stemma.networks.paper_comparator import PaperComparator
 from training import comparator
 from training.comparator import ComparatorSettings, ComparatorStep, build, rate, terms
 from training.data import Batch
@@ -22,18 +23,18 @@ SIDE = 32
 SETTINGS = ComparatorSettings(steps=40, batch=4, warmup_steps=2, rate=2e-3, average=0.5, seed=1)
 
 
-def batch(seed: int, labels: tuple[int, ...] = (0, 1, 2, 1)) -> Batch:
+def batch(seed: int, labels: tuple[int, ...] = (0, 1, 2, 1), side: int = SIDE) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     count = len(labels)
     small = torch.rand(count, 3, 6, 6, generator=generator) * 200
-    original = torch.nn.functional.interpolate(small, size=(SIDE, SIDE), mode="bicubic").clamp(0, 255)
+    original = torch.nn.functional.interpolate(small, size=(side, side), mode="bicubic").clamp(0, 255)
     label = torch.tensor(labels)
-    mask = torch.zeros(count, 1, SIDE, SIDE)
+    mask = torch.zeros(count, 1, side, side)
     mask[:, :, 8:20, 6:22] = 1
     mask *= (label == 1)[:, None, None, None]
     query = torch.where(mask > 0, 255 - original, original)
     query[label == 2] = query.flip(2)[label == 2].roll(1, 0)
-    valid = torch.ones(count, 1, SIDE, SIDE)
+    valid = torch.ones(count, 1, side, side)
     return Batch(query, original, valid, mask, valid, label)
 
 
@@ -138,6 +139,27 @@ def test_the_paper_network_takes_the_same_batches() -> None:
     said = step.step(batch(5, (1, 0)), 0)
     assert set(said) == {"loss", "classes", "grid", "gradient_norm", "rate"}
     assert said["loss"] == pytest.approx(0.5 * said["classes"] + 0.5 * said["grid"], rel=1e-5)
+
+
+def test_the_paper_network_trains_end_to_end_on_benign_pairs_alone_too() -> None:
+    """DIC 3.2 and 4.2 at the least size that RAFT takes: finite, and both losses reach the flow's weights."""
+    settings = ComparatorSettings(
+        size="paper", batch=2, rate=1e-4, warmup_steps=0, average=0.0, class_weight=0.5, grid_weight=0.5, seed=2
+    )
+    network = build(settings)
+    assert isinstance(network, PaperComparator) and network.flow is not None
+    network.flow.updates = 1
+    step = ComparatorStep(settings, network)
+    said = []
+    for t, labels in enumerate([(0, 0), (1, 2), (0, 0)]):
+        before = {name: p.clone() for name, p in network.named_parameters()}
+        said.append(step.step(batch(6 + t, labels, side=128), t))
+        moved = {name for name, p in network.named_parameters() if not torch.equal(p, before[name])}
+        for part in ("flow.net.feature_encoder", "flow.net.update_block", "features", "fusion", "classify"):
+            assert any(name.startswith(part) for name in moved), f"{part} stands still at step {t}"
+    assert all(math.isfinite(value) for one in said for value in one.values())
+    assert said[0]["grid"] == said[2]["grid"] == 0.0 and said[1]["grid"] > 0.0
+    assert all(bool(torch.isfinite(p).all()) for p in network.parameters())
 
 
 def pair(kind: str, label: int, mask: np.ndarray) -> Pair:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from stemma.errors import BadRequest
 from stemma.networks.backbones import gem
 from stemma.networks.encoder import STARTER, EncoderNetwork
 from training import encoder, losses
@@ -181,3 +182,28 @@ def test_validation_asks_for_the_nearest_clean_original() -> None:
     assert all(0.0 <= value <= 1.0 for value in found.values())
     swapped = groups([0, 1])._replace(photograph_B=torch.tensor([9] * 8))
     assert encoder.validate(network().eval(), [swapped])["score"] == 0.0
+
+
+def test_frozen_cells_stay_and_all_behind_them_learns() -> None:
+    step = EncoderStep(STARTING.model_copy(update={"frozen_cells": True, "weight_decay": 0.1}), network())
+    before = {name: one.clone() for name, one in step.network.state_dict().items()}
+    for t in range(2):
+        step.step(groups([0, 1]), t)
+    moved = {name for name, one in step.network.state_dict().items() if not torch.equal(one, before[name])}
+    assert not any(name.startswith(("trunk.stem", "trunk.cells", "cells.")) for name in moved)
+    assert moved >= {"trunk.head.conv.weight", "trunk.deep.0.0.expand.conv.weight", "embedding.components_DC"}
+    paper = EncoderTraining(size="paper", batch=2, frozen_cells=True)
+    with pytest.raises(BadRequest, match="starter"):
+        EncoderStep(paper, build(paper))
+
+
+def test_the_paper_encoder_learns_through_every_layer() -> None:
+    """DIC 3.1, eq. 1-2: ResNet50, one FC to 256, E_b; what is printed is no cross-entropy and may go below 0."""
+    settings = EncoderTraining(size="paper", batch=2, steps=10, rate=1e-3, form="printed", projected=128)
+    step = EncoderStep(settings, build(settings))
+    before = {name: one.clone() for name, one in step.network.named_parameters()}
+    said = [step.step(groups([0, 1]), t) for t in range(3)]
+    assert all(np.isfinite(one["loss"]) for one in said) and said[-1]["loss"] < said[0]["loss"]
+    still = {name for name, one in step.network.named_parameters() if torch.equal(one, before[name])}
+    assert still == set()
+    assert step.projection.weight.shape == (128, 256)

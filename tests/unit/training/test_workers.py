@@ -11,9 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from training import losses, workers
+from stemma.networks.encoder import EncoderNetwork
+from training import encoder, losses, workers
 from training.comparator import ComparatorSettings, ComparatorStep, build
 from training.data import Batch, numbers
+from training.encoder import EncoderStep, EncoderTraining
+from training.groups import VIEWS, GroupBatch
 from training.workers import Alone, Group
 
 T = TypeVar("T")
@@ -94,6 +97,68 @@ def test_the_comparator_learns_the_same_on_any_number_of_workers(world: int, mon
         largest = max(float(other.abs().max()) for other in expected)
         for one, other in zip(found, expected, strict=True):
             assert torch.allclose(one, other, rtol=1e-3, atol=1e-5 * largest)
+
+
+def view_batch(count: int) -> GroupBatch:
+    """``count`` photographs and four noisy views of each, small enough for a unit test."""
+    generator = torch.Generator().manual_seed(2)
+    clean = torch.rand(count, 3, SIDE, SIDE, generator=generator) * 255
+    noise = 40 * torch.randn(count * VIEWS, 3, SIDE, SIDE, generator=generator)
+    number = torch.arange(count) + 10
+    views = (clean.repeat_interleave(VIEWS, 0) + noise).clamp(0, 255)
+    return GroupBatch(clean, views, number, number.repeat_interleave(VIEWS))
+
+
+def view_share(batch: GroupBatch, rank: int, world: int) -> GroupBatch:
+    groups = len(batch.photograph_G) // world
+    mine, views = slice(rank * groups, (rank + 1) * groups), slice(rank * groups * VIEWS, (rank + 1) * groups * VIEWS)
+    return GroupBatch(
+        batch.clean_G3HW[mine], batch.view_B3HW[views], batch.photograph_G[mine], batch.photograph_B[views]
+    )
+
+
+ENCODERS = {
+    "paper's loss": EncoderTraining(batch=4, rate=0.01),
+    "starter": EncoderTraining(
+        batch=4, rate=0.01, clean=True, queue=8, projected=256, form="positives_below", frozen_cells=True
+    ),
+}
+
+
+def trained(group: workers.Workers, settings: EncoderTraining, network: EncoderNetwork) -> tuple[list[float], Any]:
+    """Losses of two steps, of which the second has the first one's queue, and the weights then."""
+    step = EncoderStep(settings, network, group)
+    said = [step.step(view_share(view_batch(4), group.rank, group.world), t)["loss"] for t in range(2)]
+    return said, step.state_dict()
+
+
+@pytest.mark.parametrize(("form", "world"), [("paper's loss", 2), ("starter", 2), ("starter", 4)])
+def test_the_encoder_learns_the_same_on_any_number_of_workers(
+    form: str, world: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Statistics are frozen, so only the order of sums differs."""
+    settings = ENCODERS[form]
+
+    def network() -> EncoderNetwork:
+        made, generator = encoder.build(settings), torch.Generator().manual_seed(6)
+        for module in made.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(module.weight, generator=generator)
+        assert made.embedding is not None
+        made.embedding.components_DC.copy_(torch.randn(256, 1280, generator=generator) / 36)
+        return made
+
+    networks = [network() for _ in range(world)]
+    losses_alone, alone = trained(Alone(), settings, network())
+    for said, state in Exchange(world, monkeypatch).run(lambda group: trained(group, settings, networks[group.rank])):
+        assert said == pytest.approx(losses_alone, rel=1e-3, abs=1e-4)
+        # every worker keeps the same queue, in the same order
+        assert torch.equal(state["photographs"], alone["photographs"])
+        assert torch.allclose(state["queue"], alone["queue"], atol=1e-4)
+        for part in ("network", "projection", "twin"):
+            for name, tensor in state[part].items():
+                largest = float(alone[part][name].abs().max())
+                assert torch.allclose(tensor, alone[part][name], rtol=1e-3, atol=1e-4 * max(largest, 1e-3)), name
 
 
 @pytest.mark.parametrize("world", [2, 4])
