@@ -187,7 +187,7 @@ def ask(one: Question, shelf: Gallery, encoder: Encoder, comparator: Comparator)
     hits = shortlist(encoded, shelf, SHORTLIST + len(group))
     known, strangers = hits[:SHORTLIST], [hit for hit in hits if hit.row not in group][:SHORTLIST]
     with_original = _compared(one, verdict.rank(known), shelf, encoder, comparator, least=0)
-    # the luckiest stranger is what the class distinct is fitted on; one query of each whole kind is enough of them
+    # the luckiest stranger, whatever its match, is only measured: one query of each whole kind is enough of them
     least = 1 if one.number == 0 and one.kind != "manip" else 0
     without = _compared(one, verdict.rank(strangers), shelf, encoder, comparator, least=least)
     judged = with_original.judged.get(row)
