@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,23 @@ from stemma.errors import Corrupt
 TEMPORARY = ".tmp-"
 _CHUNK_BYTES = 1 << 20
 
-Content = bytes | NDArray[Any]
+PIECE_ROWS = 65_536
+
+
+class Pieces:
+    """Kept rows of several arrays, one after the other, as the content of one file; never in memory as a whole."""
+
+    def __init__(self, parts: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]]) -> None:
+        self._parts = tuple(parts)
+
+    def __iter__(self) -> Iterator[memoryview]:
+        for array, keep in self._parts:
+            for start in range(0, len(array), PIECE_ROWS):
+                rows = slice(start, start + PIECE_ROWS)
+                yield np.ascontiguousarray(array[rows][keep[rows]]).data
+
+
+Content = bytes | NDArray[Any] | Pieces
 
 
 def digest_json(value: Mapping[str, Any]) -> str:
@@ -47,8 +63,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def describe(content: Content) -> dict[str, Any]:
     """Size and digest of a file's content, as they stand in a manifest."""
-    body = memoryview(content) if isinstance(content, bytes) else np.ascontiguousarray(content).data
-    return {"bytes": body.nbytes, "sha256": hashlib.sha256(body).hexdigest()}
+    digest, size_bytes = hashlib.sha256(), 0
+    for body in _bodies(content):
+        digest.update(body)
+        size_bytes += body.nbytes
+    return {"bytes": size_bytes, "sha256": digest.hexdigest()}
+
+
+def _bodies(content: Content) -> Iterator[memoryview]:
+    if isinstance(content, Pieces):
+        yield from content
+    else:
+        yield memoryview(content) if isinstance(content, bytes) else np.ascontiguousarray(content).data
 
 
 def check(folder: Path, name: str, expected: Mapping[str, Any], *, verify: bool) -> None:
@@ -79,7 +105,8 @@ def write_folder(parent: Path, name: str, files: Mapping[str, Content]) -> Path:
     temporary.mkdir()
     for file_name, content in files.items():
         with (temporary / file_name).open("wb") as file:
-            file.write(content if isinstance(content, bytes) else np.ascontiguousarray(content).data)
+            for body in _bodies(content):
+                file.write(body)
             file.flush()
             os.fsync(file.fileno())
     sync_folder(temporary)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stemma.flow import OBJECT_DIM
+from stemma.index import folder as folders
 from stemma.index.codec import Codec, mapped_lists
 from stemma.index.object_set import NO_OBJECTS, ObjectSet
 
@@ -33,6 +34,7 @@ DTYPES: dict[str, type] = {
 _CODES = "object_codes.u8"
 
 Arrays = dict[str, NDArray[Any]]
+Files = dict[str, folders.Content]
 
 
 class CodedObjects:
@@ -92,36 +94,48 @@ def object_arrays(objects: ObjectSet, codec: Codec | None) -> Arrays:
     return _by_row(objects) | _by_list(lists_M, codes_MB, codec.nlist)
 
 
-def joined_arrays(parts: Sequence[tuple[ObjectSet, CodedObjects | None]], keep_R: NDArray[np.uint64]) -> Arrays:
-    """The files of ``parts`` together, in order of rows, without rows that are not in ``keep_R``; codes are carried."""
-    kept = [(objects, coded, np.isin(objects.row_I, keep_R)) for objects, coded in parts if objects.count]
-    joined = ObjectSet.join([objects.only(keep_I) for objects, _, keep_I in kept])
-    if not joined.count:
+def joined_files(parts: Sequence[tuple[ObjectSet, CodedObjects | None]], keep_R: NDArray[np.uint64]) -> Files:
+    """The files of ``parts`` together, in order of rows, without rows that are not in ``keep_R``; codes are carried.
+
+    Vectors and boxes go from file to file: of the largest segment (8 million rows) they are 20 GB.
+    """
+    kept = [(objects, coded, np.isin(objects.row_I, keep_R)) for objects, coded in parts]
+    kept = [(objects, coded, keep_I) for objects, coded, keep_I in kept if keep_I.any()]
+    if not kept:
         return {}
-    codes = [_kept_codes(coded, keep_I) for _, coded, keep_I in kept if coded is not None]
-    if not codes:
-        return _by_row(joined)
-    lists_M, codes_MB = (np.concatenate(arrays) for arrays in zip(*codes, strict=True))
-    nlist = next(len(coded.start_L) - 1 for _, coded, _ in kept if coded is not None)
-    return _by_row(joined) | _by_list(lists_M, codes_MB, nlist)
+    row_I = np.concatenate([objects.row_I[keep_I] for objects, _, keep_I in kept])
+    counts_I = np.concatenate([objects.counts[keep_I] for objects, _, keep_I in kept])
+    files: Files = {**_of_rows(row_I, counts_I)}
+    keep = [objects.of_objects(keep_I) for objects, _, keep_I in kept]
+    for name, arrays in (
+        ("object_boxes.f32", [objects.box_M4 for objects, _, _ in kept]),
+        ("object_vectors.i8", [objects.vector_MD for objects, _, _ in kept]),
+    ):
+        files[name] = folders.Pieces(list(zip(arrays, keep, strict=True)))
+    codes = [_kept_codes(coded, keep_M) for (_, coded, _), keep_M in zip(kept, keep, strict=True) if coded is not None]
+    if codes:
+        lists_M, codes_MB = (np.concatenate(arrays) for arrays in zip(*codes, strict=True))
+        nlist = next(len(coded.start_L) - 1 for _, coded, _ in kept if coded is not None)
+        files |= _by_list(lists_M, codes_MB, nlist)
+    return files
 
 
-def _kept_codes(coded: CodedObjects, keep_I: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+def _kept_codes(coded: CodedObjects, keep_M: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """List and code of each object, back in order of rows."""
     lists_M, codes_MB = np.empty(len(coded), np.int64), np.empty_like(coded.codes_MB)
     lists_M[coded.place_M] = np.repeat(np.arange(len(coded.start_L) - 1), np.diff(coded.start_L))
     codes_MB[coded.place_M] = coded.codes_MB
-    keep_M = coded.objects.of_objects(keep_I)
     return lists_M[keep_M], codes_MB[keep_M]
 
 
 def _by_row(objects: ObjectSet) -> Arrays:
-    return {
-        "object_rows.u64": objects.row_I,
-        "object_starts.u64": objects.start_I.astype(np.uint64),
-        "object_boxes.f32": objects.box_M4,
-        "object_vectors.i8": objects.vector_MD,
-    }
+    files = _of_rows(objects.row_I, objects.counts)
+    return files | {"object_boxes.f32": objects.box_M4, "object_vectors.i8": objects.vector_MD}
+
+
+def _of_rows(row_I: NDArray[np.uint64], counts_I: NDArray[np.int64]) -> Arrays:
+    starts_I = np.concatenate([[0], np.cumsum(counts_I)]).astype(np.uint64)
+    return {"object_rows.u64": row_I, "object_starts.u64": starts_I}
 
 
 def _by_list(lists_M: NDArray[np.int64], codes_MB: NDArray[np.uint8], nlist: int) -> Arrays:

@@ -21,7 +21,7 @@ from stemma.flow import EMBEDDING_DIM, Unit
 from stemma.index import folder as folders
 from stemma.index.codec import Codec, mapped_lists
 from stemma.index.object_files import DTYPES as OBJECT_DTYPES
-from stemma.index.object_files import CodedObjects, joined_arrays, object_arrays, object_set
+from stemma.index.object_files import CodedObjects, Files, joined_files, object_arrays, object_set
 from stemma.index.object_set import NO_OBJECTS, ObjectSet
 
 FOLDER = "segments"
@@ -109,7 +109,7 @@ class Segment:
         order_N = np.argsort(rows_N, kind="stable")
         rows_N, vectors_ND = rows_N[order_N], vectors_ND[order_N]
         lists_N, codes_NB = (np.zeros(len(rows_N), np.int64), None) if codec.exact else codec.encode(vectors_ND)
-        extra = object_arrays(objects.only(np.isin(objects.row_I, rows_N)), codec.objects)
+        extra: Files = dict(object_arrays(objects.only(np.isin(objects.row_I, rows_N)), codec.objects))
         return _write(root, codec, rows_N, vectors_ND, lists_N, codes_NB, (row_lo, row_hi), extra)
 
     @classmethod
@@ -124,7 +124,7 @@ class Segment:
         codes = [part.codes_NB for part in parts if part.codes_NB is not None]
         codes_NB = None if codec.exact else np.concatenate(codes)[order_N]
         in_order = sorted(parts, key=lambda part: part.row_lo)
-        extra = joined_arrays([(part.objects, part.coded_objects) for part in in_order], keep_R)
+        extra = joined_files([(part.objects, part.coded_objects) for part in in_order], keep_R)
         return _write(root, codec, rows_N[order_N], vectors_ND[order_N], lists_N[order_N], codes_NB, bounds, extra)
 
     @classmethod
@@ -210,7 +210,7 @@ def _write(
     lists_N: NDArray[np.int64],
     codes_NB: NDArray[np.uint8] | None,
     bounds: tuple[int, int],
-    extra: dict[str, NDArray[Any]],
+    extra: Files,
 ) -> Segment:
     row_lo, row_hi = bounds
     if row_lo >= row_hi or (len(rows_N) and not (row_lo <= rows_N[0] and rows_N[-1] < row_hi)):
@@ -219,14 +219,14 @@ def _write(
         raise ValueError(f"a segment of rows [{row_lo}, {row_hi}) holds each row once")
     by_list_N = np.argsort(lists_N, kind="stable")
     counts_L = np.bincount(lists_N, minlength=codec.nlist)
-    arrays: dict[str, NDArray[Any]] = {
+    files: dict[str, folders.Content] = {
         "vectors.i8": vectors_ND[by_list_N],
         "rows.u64": rows_N[by_list_N],
         "lists.u64": np.concatenate([[0], np.cumsum(counts_L)]).astype(np.uint64),
     }
     if codes_NB is not None:
-        arrays["codes.u8"] = codes_NB[by_list_N]
-    arrays |= extra
+        files["codes.u8"] = codes_NB[by_list_N]
+    files |= extra
     manifest = {
         "version": _VERSION,
         "row_lo": row_lo,
@@ -234,9 +234,9 @@ def _write(
         "rows": len(rows_N),
         "codec": codec.id,
         "nlist": codec.nlist,
-        "files": {file: folders.describe(array) for file, array in arrays.items()},
+        "files": {file: folders.describe(content) for file, content in files.items()},
     }
     name = Name(row_lo, row_hi, codec.id, folders.digest_json(manifest)[:16])
-    files: dict[str, folders.Content] = {**arrays, _MANIFEST: folders.encode_json(manifest)}
+    files[_MANIFEST] = folders.encode_json(manifest)
     folder = folders.write_folder(root / FOLDER, name.text, files)
     return Segment.open(folder, codec, verify=False)
