@@ -22,7 +22,7 @@ import numpy as np
 
 from evaluation.agreement import differences
 from evaluation.pictures import PHOTOGRAPHS, SEED, STRANGERS, jpeg, render, write_collection
-from evaluation.questions import KINDS, TARGETS, Picture, Question, questions
+from evaluation.questions import KINDS, TARGETS, Kind, Picture, Question, questions
 from evaluation.questions import STRANGERS as STRANGER_COUNT
 from evaluation.scenes import STRANGE
 from stemma import report
@@ -35,6 +35,8 @@ from stemma.vision.decode import DecodePool, read_working_copy
 
 CORRECT_SHARE_MIN = 0.97
 VERDICT_SHARE_MIN = 0.90
+SHOWN: tuple[Kind, ...] = ("both", "manipulated", "benign", "untouched", "stranger")
+"""Order of the kinds on the page."""
 K = 10
 DEADLINE_MS = 60_000
 """A question of the demo never fails for a busy machine; the times are in the table."""
@@ -216,7 +218,7 @@ def _to_show(answers: Sequence[tuple[Answer, float]]) -> set[str]:
 
 
 def page(outcome: Outcome, originals: dict[str, Any], settings: Settings) -> str:
-    """``report.html``: wrong answers first, then in the order asked."""
+    """``report.html``: wrong answers first, then what was changed, benign, untouched and strange."""
     changed_min = report.shipped_changed_min()
     with DecodePool(settings.decode, children=1) as decoder:
         entries = [
@@ -230,7 +232,7 @@ def page(outcome: Outcome, originals: dict[str, Any], settings: Settings) -> str
                 label=f"{reply.question.kind}: {reply.question.made}",
                 wrong=" ".join(_wrong(reply, outcome)),
             )
-            for reply in sorted(outcome.replies, key=lambda reply: reply.judged and not reply.apart)
+            for reply in sorted(outcome.replies, key=_interest)
             for query in [decoder.decode(reply.question.body)]
         ]
     figures = outcome.figures()
@@ -250,6 +252,11 @@ def page(outcome: Outcome, originals: dict[str, Any], settings: Settings) -> str
         ],
         foot="Photographs: " + "; ".join(f"{each.file} ({each.credit})" for each in (*PHOTOGRAPHS, *STRANGERS)) + ".",
     )
+
+
+def _interest(reply: Reply) -> tuple[bool, int]:
+    """What a reader wants to see comes first."""
+    return reply.judged and not reply.apart, SHOWN.index(reply.question.kind)
 
 
 def _wrong(reply: Reply, outcome: Outcome) -> Iterator[str]:

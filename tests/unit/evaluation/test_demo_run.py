@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import pytest
 from evaluation import commands
 from evaluation import demo as room
 from evaluation.demo import Outcome, Reply, fresh
-from evaluation.questions import Question
+from evaluation.questions import KINDS, Question
 from stemma.api import Answer, Ask, ImageRecord
 from stemma.config import Settings
 from stemma.errors import BadRequest, Unavailable
@@ -189,6 +190,18 @@ def test_a_wrong_verdict_on_the_right_original_is_shown_first_with_the_right_one
     first = page[page.index("<article") : page.index("</article")]
     assert "is-wrong" in first and "Wrong: the right verdict is manipulated." in first
     assert page.count('is-wrong"') == 1
+
+
+def test_the_page_begins_with_what_was_changed(make_answer: MakeAnswer, photos: Path) -> None:
+    assert set(room.SHOWN) == set(KINDS)
+    body = next(photos.glob("*.jpg")).read_bytes()
+    replies = []
+    for kind in KINDS:
+        question = Question(name=kind, kind=kind, made="", body=body, original="a", about="a.jpg")
+        answer = make_answer(["a"], found=True, verdict=question.verdict)
+        replies.append(Reply(question=question, embedded=answer, served=answer, embedded_ms=1.0, served_ms=2.0))
+    page = room.page(Outcome(replies=replies, images=1, seconds=1.0, names={"a": "a.jpg"}), {}, Settings())
+    assert re.findall(r'class="label">(\w+):', page) == ["both", "manipulated", "benign", "untouched", "stranger"]
 
 
 def test_the_server_is_stopped_when_asking_fails(run: Callable[..., Any]) -> None:
