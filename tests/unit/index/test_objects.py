@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stemma.config import Settings
 from stemma.errors import BadRequest, Corrupt
 from stemma.flow import Found, HostReply, ObjectQuery, Objects, ShardQuery, Unit
+from stemma.index import folder as folders
 from stemma.index import objects as objects_room
 from stemma.index.codec import Codec
 from stemma.index.merge import donors
@@ -167,8 +168,14 @@ def test_sealed_merged_and_rewritten_objects_are_found_as_before(
 
 
 def test_joined_segments_hold_the_objects_that_would_have_been_built_at_once(
-    stored: Any, root: Path, tmp_path: Path, paired: Codec, vectors: Callable[..., Any]
+    stored: Any,
+    root: Path,
+    tmp_path: Path,
+    paired: Codec,
+    vectors: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(folders, "PIECE_ROWS", 4)
     rows, images = np.arange(40, dtype=np.uint64), vectors(40, 1)
     parts = [
         Segment.build(root, paired, rows[lo:hi], images[lo:hi], lo, hi, read_objects(stored, lo, hi))
