@@ -17,7 +17,7 @@ from cluster.invariants import audit_acknowledged, audit_found
 from stemma.catalog import Catalog, Draft
 from stemma.config import ClusterSettings, SearchSettings, Settings
 from stemma.errors import DeadlineExceeded, Unavailable
-from stemma.flow import CELL_COUNT, CELL_DIM, EMBEDDING_DIM, Encoded, ShardQuery
+from stemma.flow import CELL_COUNT, CELL_DIM, EMBEDDING_DIM, Encoded, ObjectQuery, Objects, ShardQuery
 from stemma.index.codec import Codec
 from stemma.index.partition import Partition
 from stemma.networks.weights import card
@@ -62,9 +62,23 @@ def drafts(numbers: Sequence[int], seed: int) -> list[Draft]:
                 job="live",
                 source=f"{number}.jpg",
                 metadata={},
+                objects=objects(rng, number % 4) if number % 5 else None,
             )
         )
     return made
+
+
+def objects(rng: np.random.Generator, count: int) -> Objects:
+    """``count`` boxes and the whole picture."""
+    box_O4 = np.tile(np.array([[0, 0, 1, 1]], np.float32), (count + 1, 1))
+    embedding_OD = rng.integers(-LEVELS, LEVELS + 1, (count + 1, EMBEDDING_DIM)).astype(np.int8)
+    return Objects(box_O4=box_O4, score_O=np.ones(count + 1, np.float32), embedding_OD=embedding_OD)
+
+
+def object_query(seed: int, *, exclude: tuple[int, ...] = ()) -> ObjectQuery:
+    rng = np.random.default_rng((8, seed))
+    views_VOD = rng.integers(-LEVELS, LEVELS + 1, (2, 3, EMBEDDING_DIM)).astype(np.int8)
+    return ObjectQuery(objects_VOD=views_VOD, images=5, scale=100.0, exclude=exclude)
 
 
 def query(seed: int, *, shortlist: int = 20, as_of: int | None = None) -> ShardQuery:
@@ -149,6 +163,11 @@ def serve(ray_cluster: Any, tmp_path: Path) -> Iterator[Callable[..., Served]]:
 @pytest.fixture
 def ask() -> Any:
     return query
+
+
+@pytest.fixture
+def ask_objects() -> Any:
+    return object_query
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from actors import handles
 from actors.launch import launch
 from stemma.catalog import Catalog
 from stemma.errors import Conflict, Unavailable
+from stemma.flow import ObjectQuery
 
 pytestmark = pytest.mark.live
 
@@ -21,10 +22,11 @@ def answer(hits: Any) -> list[tuple[float, float, str]]:
     return [(hit.refined_distance, hit.distance, hit.image_id) for hit in hits]
 
 
-def test_one_host_answers_as_one_process_does(serve: Any, ask: Any) -> None:
+def test_one_host_answers_as_one_process_does(serve: Any, ask: Any, ask_objects: Any) -> None:
     served = serve(images=700)
     oracle = served.embedded()
     queries = [ask(seed) for seed in range(16)] + [ask(3, as_of=4), ask(5, shortlist=1)]
+    queries += [ask_objects(1), ask_objects(2, exclude=(1, 2, 3))]
 
     async def both() -> None:
         async with served.asked() as (asker, _):
@@ -33,7 +35,9 @@ def test_one_host_answers_as_one_process_does(serve: Any, ask: Any) -> None:
                 right = oracle.search([query])[0]
                 assert answer(each.hits) == answer(right.hits)
                 assert (each.images_searched, each.images_total) == (right.images_total, right.images_total)
-                assert not each.missing_hosts
+                assert not each.missing_hosts and each.without_objects == right.without_objects
+                if isinstance(query, ObjectQuery):
+                    assert each.hits == right.hits and right.without_objects == 140
             with Catalog.open(served.url) as catalog:
                 rows = [0, 699, 300, 5]
                 copies = dict(zip(rows, catalog.read(rows, ["pixels"])["pixels"], strict=True))
