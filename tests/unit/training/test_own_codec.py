@@ -12,6 +12,7 @@ from stemma.catalog import Catalog, Draft
 from stemma.cli import main
 from stemma.config import load
 from stemma.errors import BadRequest, Conflict
+from stemma.flow import Objects
 from stemma.index.choice import codec_of, codec_wanted
 from stemma.index.seal import maintain
 from training import own_codec
@@ -28,11 +29,17 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
         catalog.commit(
             [
                 Draft(image_id=None, name=f"{n}", sha256=f"{n:064x}", embedding_D=vector_D, weights="w", job="j",
-                      source=f"{n}", metadata={}, **blank)
+                      source=f"{n}", metadata={}, objects=objects_of(vector_D) if n % 2 else None, **blank)
                 for n, vector_D in enumerate(vectors_ND)
             ]
         )  # fmt: skip
     return url
+
+
+def objects_of(vector_D: Any) -> Objects:
+    """The whole picture and itself again."""
+    box_O4 = np.array([[0, 0, 1, 1]] * 2, np.float32)
+    return Objects(box_O4=box_O4, score_O=np.ones(2, np.float32), embedding_OD=np.stack([vector_D, -vector_D]))
 
 
 def test_it_goes_before_the_shipped_one_and_is_trained_once(url: str) -> None:
@@ -55,6 +62,19 @@ def test_a_collection_that_outgrew_exact_search_keeps_it_until_it_is_sealed_anew
         assert codec_of(settings, Path(url), COUNT).exact
         maintain(reader, Path(url), codec_wanted(settings, Path(url), COUNT), settings)
         assert not codec_of(settings, Path(url), COUNT).exact
+
+
+def test_one_of_objects_goes_with_the_one_of_images_and_is_part_of_its_name(url: str) -> None:
+    settings = load(overrides=["search.codec=opq"])
+    shipped = codec_wanted(settings, Path(url), COUNT)
+    with pytest.raises(BadRequest, match="scale"):
+        own_codec.train_own_codec(url, "objects")
+    trained = own_codec.train_own_codec(url, "objects", object_scale=321.0)
+    assert (trained.card["trained_on"], trained.scale) == (COUNT, 321.0), "two objects of every other image"
+    both = codec_wanted(settings, Path(url), COUNT)
+    assert both.id == f"{shipped.id}.{trained.id.removeprefix('objects-')}"
+    assert both.objects is not None and both.objects.id == trained.id
+    assert codec_wanted(load(), Path(url), 10).objects is None, "exact search has no codes of either"
 
 
 def test_too_few_originals_are_refused(tmp_path: Path) -> None:
