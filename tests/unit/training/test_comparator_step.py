@@ -151,14 +151,14 @@ def test_the_paper_network_trains_end_to_end_on_benign_pairs_alone_too() -> None
     network.flow.updates = 1
     step = ComparatorStep(settings, network)
     said = []
-    for t, labels in enumerate([(0, 0), (1, 2), (0, 0)]):
+    for t, labels in enumerate([(0, 0), (1, 2)]):
         before = {name: p.clone() for name, p in network.named_parameters()}
         said.append(step.step(batch(6 + t, labels, side=128), t))
         moved = {name for name, p in network.named_parameters() if not torch.equal(p, before[name])}
         for part in ("flow.net.feature_encoder", "flow.net.update_block", "features", "fusion", "classify"):
             assert any(name.startswith(part) for name in moved), f"{part} stands still at step {t}"
     assert all(math.isfinite(value) for one in said for value in one.values())
-    assert said[0]["grid"] == said[2]["grid"] == 0.0 and said[1]["grid"] > 0.0
+    assert said[0]["grid"] == 0.0 and said[1]["grid"] > 0.0
     assert all(bool(torch.isfinite(p).all()) for p in network.parameters())
 
 
