@@ -119,6 +119,15 @@ class ComparatorSettings(Section):
     flow: bool = Field(True, description="align by optical flow where nothing cheaper fits")
 
 
+class ObjectSettings(Section):
+    """What finds and embeds the objects of a picture."""
+
+    size: Literal["starter", "paper"] = Field("starter", description="which networks")
+    weights: str | None = Field(None, description="folder of weights; null: those shipped")
+    device: str = Field("cpu", description="cpu or cuda")
+    objects_max: int = Field(8, ge=1, le=64, description="objects kept of one picture, besides the whole of it")
+
+
 class ClusterSettings(Section):
     """Timing and copies of the Ray cluster. Ray notices a lost node after 14 s; these deadlines are ours."""
 
@@ -167,6 +176,7 @@ class Settings(BaseSettings):
     ingest: IngestSettings = IngestSettings()
     encoder: EncoderSettings = EncoderSettings()
     comparator: ComparatorSettings = ComparatorSettings()
+    objects: ObjectSettings = ObjectSettings()
     cluster: ClusterSettings = ClusterSettings()
     serve: ServeSettings = ServeSettings()
 

@@ -16,7 +16,7 @@ from training import curves, fit, hardest, loop, recipe
 from training.own_codec import train_own_codec
 
 NETWORKS = ("encoder", "comparator", "detector")
-FITS = ("pca", "codec", "threshold", "calibrate")
+FITS = ("pca", "codec", "threshold", "calibrate", "objects")
 
 
 def train(argv: list[str]) -> int:
@@ -80,17 +80,16 @@ def _kept(folder: Path) -> Path:
 
 
 def _fit(
-    what: Annotated[
-        str, typer.Argument(help="pca, codec or threshold, in this order; calibrate; encoder or comparator")
-    ],
+    what: Annotated[str, typer.Argument(help="pca, codec or threshold, in this order; calibrate; objects; a network")],
     data: Annotated[Path | None, typer.Option(envvar="STEMMA_DATA", help="development data")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of weights; default: the shipped one")] = None,
     collection: Annotated[
         Path | None, typer.Option(help="codec: train the collection's own, from its originals")
     ] = None,
-    kind: Annotated[str, typer.Option(help="codec of a collection: opq or paper")] = "opq",
+    kind: Annotated[str, typer.Option(help="codec of a collection: opq, paper or objects")] = "opq",
 ) -> int:
-    """Fit the starter's projections, codec or match threshold, the comparator's thresholds, or a collection's own codec.
+    """Fit the starter's projections, codec or match threshold, the comparator's thresholds, the embedding of objects,
+    or a collection's own codec.
 
     `stemma train encoder --help` and `stemma train comparator --help` tell how the networks are trained.
     """
@@ -98,14 +97,25 @@ def _fit(
         names = ", ".join((*NETWORKS, *FITS))
         raise BadRequest(f"nothing is trained by the name {what!r}; there are {names}", subject=what)
     if what == "codec" and collection is not None:
-        codec = train_own_codec(str(collection), kind)
+        object_scale = weights.objects_card().scale if kind == "objects" else None
+        codec = train_own_codec(str(collection), kind, object_scale=object_scale)
         print(f"{codec.id}: {codec.nlist} lists, from {codec.card['trained_on']} originals")
         return 0
     if data is None:
         raise BadRequest("say where the development data is: --data DIR or STEMMA_DATA", subject="--data")
     if what == "calibrate":
         return _calibrate(data, weights.resolve(out))
+    if what == "objects":
+        return _objects(data, weights.resolve(out))
     return fit.main([what, "--data", str(data), *(["--out", str(out)] if out is not None else [])])
+
+
+def _objects(data: Path, out: Path) -> int:
+    from training.objects import fit_objects
+
+    card = fit_objects(data, out)
+    print(f"{out}: objects {card.digest[:12]}, scale {card.scale}")
+    return 0
 
 
 def _calibrate(data: Path, out: Path) -> int:

@@ -3,7 +3,7 @@
     RUN/hardest.png
 
 Comparator: the query laid over its original, the original, the truth, the heatmap. Encoder: the query, its original,
-and the photograph that was found first.
+and the photograph that was found first. Detector: the true boxes beside those that it drew.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from torch.nn import functional
 
 from stemma.networks import comparator as heads
 from stemma.networks.comparator import CLASSES, MANIPULATED
+from stemma.networks.detector import DetectorSize
 from stemma.networks.encoder import EncoderNetwork
 from stemma.vision.geometry import Picture
-from training import comparator
+from training import comparator, detector
 from training.canvas import FAINT, INK, RULE, Canvas
 from training.data import collate
 from training.groups import GroupBatch
@@ -42,6 +43,12 @@ CHANCE_MIN = 1e-6
 WRONG = "#b91c1c"
 TRUTH_RGB, SAID_RGB = (37, 99, 235), (220, 38, 38)
 SHOWN_MIN = comparator.SHOWN_MIN
+HEADS = {
+    2: ("true boxes", "boxes found"),
+    3: ("query", "its original", "found first"),
+    4: ("query on its original", "original", "truth", "heatmap"),
+}
+"""Of the columns, by how many pictures a row has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +177,39 @@ def views(network: EncoderNetwork, batches: Sequence[GroupBatch]) -> list[Row]:
     return sorted(rows, key=lambda row: -row.difficulty)
 
 
+def detections(network: nn.Module, source: detector.Labelled, size: DetectorSize) -> list[Row]:
+    """Every photograph with objects as a row, hardest first: the share of its objects that no box covers."""
+    finder = detector.finder(network, size)
+    rows = []
+    for place, people in enumerate(source.annotated):
+        rgb_HWC, truth_T4 = source.photographs[place], detector.wanted(source.boxes[place])
+        if not len(truth_T4):
+            continue
+        found_O4, score_O = finder.detect(rgb_HWC, detector.RECALL_BOXES)
+        covered_T = detector.covered(truth_T4, found_O4)
+        kind = "people's boxes" if people else "YOLOX's boxes"
+        best = ", ".join(f"{score:.2f}" for score in score_O[:3])
+        rows.append(
+            Row(
+                difficulty=1 - float(covered_T.mean()),
+                kind=kind,
+                right=bool(covered_T.all()),
+                pictures=(_boxed(rgb_HWC, truth_T4, TRUTH_RGB), _boxed(rgb_HWC, found_O4, SAID_RGB)),
+                lines=(f"{int(covered_T.sum())} of {len(truth_T4)} objects covered", kind, f"best scores {best}"),
+            )
+        )
+    return sorted(rows, key=lambda row: -row.difficulty)
+
+
+def _boxed(rgb_HWC: Picture, box_O4: NDArray[np.float32], colour: tuple[int, int, int]) -> Picture:
+    """The picture in a square, with boxes on it."""
+    out_HWC = np.asarray(cv2.resize(rgb_HWC, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.uint8)
+    share = SIDE / np.array(rgb_HWC.shape[1::-1] * 2)
+    for x0, y0, x1, y1 in np.rint(box_O4 * share).astype(int).tolist():
+        cv2.rectangle(out_HWC, (x0, y0), (x1, y1), colour, 1)
+    return out_HWC
+
+
 def chosen(rows: Sequence[Row]) -> list[Row]:
     """The first ``ROWS`` with at most ``OF_A_KIND_MAX`` of a kind, or more of one where there are no others."""
     kinds = {row.kind for row in rows}
@@ -183,11 +223,7 @@ def chosen(rows: Sequence[Row]) -> list[Row]:
 
 def write(folder: Path, title: str, rows: Sequence[Row]) -> Path:
     """Draw the page; the heads of its columns follow from how many pictures a row has."""
-    heads_of = (
-        ("query on its original", "original", "truth", "heatmap")
-        if len(rows[0].pictures) == 4
-        else ("query", "its original", "found first")
-    )
+    heads_of = HEADS[len(rows[0].pictures)]
     wrong = sum(not row.right for row in rows)
     taken = chosen(rows)
     width = 2 * MARGIN + len(heads_of) * (SIDE + GAP) + TEXT_WIDTH

@@ -7,7 +7,7 @@ refused, with the key's name, before anything is started.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,9 +20,10 @@ from stemma.errors import BadRequest, Corrupt, NotFound
 from stemma.networks import encoder as encoder_network
 from stemma.networks import weights as weights_files
 from stemma.networks.backbones import Lite0, lite0_keys
-from training import comparator, data, encoder, hardest, loop
+from training import comparator, data, detector, encoder, hardest, loop
 from training.comparator import ComparatorSettings, ComparatorStep
 from training.data import Feed, PairData
+from training.detector import DetectorStep, DetectorTraining
 from training.encoder import EncoderStep, EncoderTraining
 from training.groups import VIEWS, Group, GroupBatch, GroupData
 from training.hardest import Row
@@ -36,6 +37,8 @@ SHIPPED = "shipped"
 """What ``--begin`` calls the weights that come with this version."""
 VALIDATION_SEED = 7_000_003
 """Far from every training seed; what chooses a checkpoint is drawn once and for all."""
+NETWORKS = ("comparator", "detector", "encoder")
+"""The sections of a config of which a run uses one."""
 GROUPS_PER_BATCH = 7
 """Validation groups encoded together: the 49 photographs are seven such batches."""
 
@@ -45,8 +48,9 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    network: Literal["comparator", "encoder"]
+    network: Literal["comparator", "detector", "encoder"]
     comparator: ComparatorSettings = ComparatorSettings()
+    detector: DetectorTraining = DetectorTraining()
     encoder: EncoderTraining = EncoderTraining()
     loop: LoopSettings = LoopSettings()
     render_processes: int = Field(1, ge=0, description="processes of each worker that render ahead; 0: none")
@@ -90,20 +94,26 @@ def _override(tree: dict[str, Any], text: str) -> None:
 
 
 def describe(config: TrainingConfig) -> dict[str, Any]:
-    """The config as plain data, as a run's folder keeps it."""
-    plain: dict[str, Any] = json.loads(config.model_dump_json())
+    """The config as plain data, as a run's folder keeps it: without the networks that it does not train, so that a
+    run outlives what is added to them."""
+    others = {name for name in NETWORKS if name != config.network}
+    plain: dict[str, Any] = json.loads(config.model_dump_json(exclude=others))
     return plain
 
 
 def steps(config: TrainingConfig) -> int:
     """Optimizer updates of a whole run."""
+    if config.network == "detector":
+        return config.detector.steps
     return config.comparator.steps if config.network == "comparator" else config.encoder.steps
 
 
 def items(config: TrainingConfig) -> tuple[int, str]:
-    """(what a step is fed, its unit): pairs of the comparator, views of the encoder."""
+    """(what a step is fed, its unit): pairs of the comparator, pictures of the detector, views of the encoder."""
     if config.network == "comparator":
         return config.comparator.batch, "pairs"
+    if config.network == "detector":
+        return config.detector.batch, "images"
     return VIEWS * config.encoder.batch, "images"
 
 
@@ -136,6 +146,8 @@ def parts(config: TrainingConfig, folder: Path, workers: Workers, *, device: str
     """The parts of ``config``'s run. Raises ``NotFound`` where the development data lacks what it starts from."""
     if config.network == "comparator":
         return ComparatorParts(config, folder, workers, device)
+    if config.network == "detector":
+        return DetectorParts(config, folder, workers, device)
     return EncoderParts(config, folder, workers, device)
 
 
@@ -195,6 +207,53 @@ def validation_pairs(config: TrainingConfig, folder: Path) -> list[Pair]:
     source = PairData(photographs, settings, seed=VALIDATION_SEED)
     count = config.validation_renders * len(photographs)
     return [source.sample(n, kind=kind) for n in range(count) for kind in KINDS]
+
+
+class DetectorParts:
+    """The detector's step over labelled photographs."""
+
+    def __init__(
+        self, config: TrainingConfig, folder: Path, workers: Workers, device: str | torch.device = "cpu"
+    ) -> None:
+        settings = config.detector
+        trunk = public_lite0(folder) if settings.size == "starter" else None
+        self._config, self._workers, self._folder = config, workers, folder
+        self.step = DetectorStep(settings, detector.build(settings, trunk), workers, device=device)
+        self._feed: Feed[detector.Sample, detector.Batch] | None = None
+        self._validation: detector.Labelled | None = None
+
+    @property
+    def steps(self) -> int:
+        return self._config.detector.steps
+
+    def batches(self, first: int) -> Iterator[detector.Batch]:
+        self._feed = Feed(
+            detector.training_data(self._folder, self._config.detector),
+            batch=self._config.detector.batch,
+            step=first,
+            rank=self._workers.rank,
+            world=self._workers.world,
+            processes=self._config.render_processes,
+        )
+        return iter(self._feed)
+
+    def validate(self) -> dict[str, float]:
+        return detector.validate(self.step.averaged, self._labelled(), self._config.detector.size)
+
+    def hardest(self) -> list[Row]:
+        return hardest.detections(self.step.averaged, self._labelled(), self._config.detector.size)
+
+    def _labelled(self) -> detector.Labelled:
+        if self._validation is None:
+            self._validation = detector.validation_data(self._folder)
+        return self._validation
+
+    def begin(self, source: str) -> int:
+        return self.step.begin(starting(source, self._config))
+
+    def close(self) -> None:
+        if self._feed is not None:
+            self._feed.close()
 
 
 class EncoderParts:
@@ -263,8 +322,12 @@ def starting(source: str, config: TrainingConfig) -> dict[str, Tensor]:
     checkpoint of the other network.
     """
     if source == SHIPPED:
-        reader = weights_files.read_comparator if config.network == "comparator" else weights_files.read_tensors
-        return {name: torch.from_numpy(tensor) for name, tensor in reader()[1].items()}
+        readers: dict[str, Callable[[], tuple[Any, weights_files.Tensors]]] = {
+            "comparator": weights_files.read_comparator,
+            "detector": weights_files.read_detector,
+            "encoder": weights_files.read_tensors,
+        }
+        return {name: torch.from_numpy(tensor) for name, tensor in readers[config.network]()[1].items()}
     path = Path(source)
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -279,7 +342,7 @@ def starting(source: str, config: TrainingConfig) -> dict[str, Tensor]:
     state = loop.load(path)
     if state["config"]["network"] != config.network:
         raise BadRequest(f"this is a checkpoint of the {state['config']['network']}", subject=source)
-    tensors: dict[str, Tensor] = state["step"]["averaged" if config.network == "comparator" else "network"]
+    tensors: dict[str, Tensor] = state["step"]["network" if config.network == "encoder" else "averaged"]
     return tensors
 
 

@@ -165,10 +165,16 @@ class ResNet50(nn.Module):
     def forward(self, image_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """image_B3HW normalised -> (z [B, embedding], conv4 [B, 1024, H/16, W/16])."""
         net: Any = self.net
+        top_BCHW, cells_BCHW = self.maps(image_B3HW)
+        z_BD: Tensor = net.fc(net.avgpool(top_BCHW).flatten(1))
+        return z_BD, cells_BCHW
+
+    def maps(self, image_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """(conv5 [B, 2048, H/32, W/32], conv4 [B, 1024, H/16, W/16]), both not negative."""
+        net: Any = self.net
         x_BCHW = net.maxpool(net.relu(net.bn1(net.conv1(image_B3HW))))
         cells_BCHW: Tensor = net.layer3(net.layer2(net.layer1(x_BCHW)))
-        z_BD: Tensor = net.fc(net.avgpool(net.layer4(cells_BCHW)).flatten(1))
-        return z_BD, cells_BCHW
+        return net.layer4(cells_BCHW), cells_BCHW
 
 
 def gem(features_BCHW: Tensor, *, power: float = 3.0) -> Tensor:

@@ -1,9 +1,9 @@
 """Weights: a folder of networks, each a safetensors file with a card that holds its digest, and codecs.
 
-``encoder.safetensors`` with ``card.json``, ``comparator.safetensors`` with ``comparator.json``, ``flow.safetensors``
-with ``flow.json``. A collection is known by the digest of its encoder alone: it covers the tensors and the two
-quantisation scales, that is everything which decides what a stored row means. The thresholds and figures on the cards
-may be fitted anew, and the comparator replaced, without making a collection's rows foreign.
+``encoder.safetensors`` with ``card.json``; ``comparator``, ``flow``, ``detector`` and ``objects``, each
+``.safetensors`` with its ``.json``. A collection is known by the digest of its encoder alone: it covers the tensors and
+the two quantisation scales, that is everything which decides what a stored row means. The thresholds and figures on the
+cards may be fitted anew, and the comparator replaced, without making a collection's rows foreign.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ COMPARATOR_CARD_FILE = "comparator.json"
 COMPARATOR_FILE = "comparator.safetensors"
 FLOW_CARD_FILE = "flow.json"
 FLOW_FILE = "flow.safetensors"
+DETECTOR_CARD_FILE = "detector.json"
+DETECTOR_FILE = "detector.safetensors"
+OBJECTS_CARD_FILE = "objects.json"
+OBJECTS_FILE = "objects.safetensors"
 CODEC_FOLDER = "codec"
 SIDE_STEP_PX = 16
 
@@ -127,7 +131,50 @@ class FlowCard:
     figures: Mapping[str, Any] = field(default_factory=dict)
 
 
-AnyCard = TypeVar("AnyCard", Card, ComparatorCard, FlowCard)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorCard:
+    """What is known of a detector's weights; ``detector.json`` holds these fields."""
+
+    name: str
+    size: str
+    """``starter`` or ``paper``."""
+    digest: str
+    """Hex SHA-256 of ``detector.safetensors``."""
+    what: str = ""
+    data: str = ""
+    command: str = ""
+    seed: int = 0
+    licences: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectsCard:
+    """What is known of the embedding of objects; ``objects.json`` holds these fields."""
+
+    name: str
+    size: str
+    digest: str
+    """Hex SHA-256 of ``objects.safetensors``: projections on features of the encoder's trunk."""
+    encoder: str
+    """Digest of the encoder's weights that they were fitted on."""
+    scale: float
+    """int8 = round(scale x component of a unit vector), clipped at 127."""
+    donor: tuple[float, ...] = (-6.0, 0.35, -1.0)
+    """Bias, weight of the match and of the damped distance: logistic probability that a verified hit is the donor."""
+    donor_min: float = 1.0
+    """Probability from which on a donor is shown; 1: not fitted yet, none is."""
+    what: str = ""
+    data: str = ""
+    command: str = ""
+    seed: int = 0
+    licences: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+AnyCard = TypeVar("AnyCard", Card, ComparatorCard, FlowCard, DetectorCard, ObjectsCard)
 
 
 def card(folder: str | Path | None = None) -> Card:
@@ -148,6 +195,16 @@ def flow_card(folder: str | Path | None = None) -> FlowCard:
     return _read_card(resolve(folder) / FLOW_CARD_FILE, FlowCard)
 
 
+def detector_card(folder: str | Path | None = None) -> DetectorCard:
+    """The detector's card of the weights in ``folder``; raises as ``card`` does."""
+    return _read_card(resolve(folder) / DETECTOR_CARD_FILE, DetectorCard)
+
+
+def objects_card(folder: str | Path | None = None) -> ObjectsCard:
+    """The objects' card of the weights in ``folder``; raises as ``card`` does."""
+    return _read_card(resolve(folder) / OBJECTS_CARD_FILE, ObjectsCard)
+
+
 def _read_card(path: Path, kind: type[AnyCard]) -> AnyCard:
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
@@ -163,6 +220,8 @@ def _read_card(path: Path, kind: type[AnyCard]) -> AnyCard:
         lists: dict[str, Any] = {name: tuple(body.get(name, ())) for name in ("licences", "limits")}
         if kind is Card:
             lists["calibration"] = _points(body["calibration"])
+        if kind is ObjectsCard and "donor" in body:
+            lists["donor"] = tuple(float(value) for value in body["donor"])
         return kind(**{**body, **lists})
     except (TypeError, ValueError, KeyError) as error:
         raise Corrupt(f"the card does not fit this version: {error}", subject=str(path)) from error
@@ -175,7 +234,7 @@ def _points(rows: Any) -> tuple[tuple[float, float], ...]:
     return points
 
 
-def write_card(folder: Path, entry: Card | ComparatorCard | FlowCard) -> None:
+def write_card(folder: Path, entry: Card | ComparatorCard | FlowCard | DetectorCard | ObjectsCard) -> None:
     """Write the card's own file into ``folder``; figures and lists stay readable by a person."""
     text = json.dumps(asdict(entry), indent=1, ensure_ascii=False)
     (folder / _CARD_FILES[type(entry)]).write_text(text + "\n", encoding="utf-8")
@@ -185,6 +244,8 @@ _CARD_FILES: dict[type[Any], str] = {
     Card: CARD_FILE,
     ComparatorCard: COMPARATOR_CARD_FILE,
     FlowCard: FLOW_CARD_FILE,
+    DetectorCard: DETECTOR_CARD_FILE,
+    ObjectsCard: OBJECTS_CARD_FILE,
 }
 
 
@@ -235,6 +296,18 @@ def read_flow(folder: str | Path | None = None) -> tuple[FlowCard, Tensors]:
     return entry, _read_file(resolve(folder) / FLOW_FILE, entry.digest)
 
 
+def read_detector(folder: str | Path | None = None) -> tuple[DetectorCard, Tensors]:
+    """The card and every tensor of ``detector.safetensors``; as ``read_tensors``."""
+    entry = detector_card(folder)
+    return entry, _read_file(resolve(folder) / DETECTOR_FILE, entry.digest)
+
+
+def read_objects(folder: str | Path | None = None) -> tuple[ObjectsCard, Tensors]:
+    """The card and every tensor of ``objects.safetensors``; as ``read_tensors``."""
+    entry = objects_card(folder)
+    return entry, _read_file(resolve(folder) / OBJECTS_FILE, entry.digest)
+
+
 def _read_file(path: Path, digest: str) -> Tensors:
     # a query that never encodes (``stemma status``) must not pay for this import
     from safetensors import SafetensorError
@@ -273,6 +346,16 @@ def write_comparator(folder: Path, tensors: Tensors) -> str:
 def write_flow(folder: Path, tensors: Tensors) -> str:
     """Write ``flow.safetensors``, names as torchvision's, and return its digest for the card."""
     return _write_file(folder / FLOW_FILE, tensors)
+
+
+def write_detector(folder: Path, tensors: Tensors) -> str:
+    """Write ``detector.safetensors`` as it is given (float16 ships) and return its digest for the card."""
+    return _write_file(folder / DETECTOR_FILE, tensors)
+
+
+def write_objects(folder: Path, tensors: Tensors) -> str:
+    """Write ``objects.safetensors`` and return its digest for the card."""
+    return _write_file(folder / OBJECTS_FILE, tensors)
 
 
 def _write_file(path: Path, tensors: Tensors, header: dict[str, str] | None = None) -> str:

@@ -1,0 +1,188 @@
+"""The detector: where the things in a picture are, whatever they are called (OE-SIR 3.1, eq. 1-3).
+
+Shape letters: B pictures; H, W rows and columns; C channels; O objects. Boxes are [x0, y0, x1, y1] in pixels, x to the
+right, y down, edges between pixels.
+
+Both sizes are torchvision's ``FasterRCNN``. ``paper`` is ResNet50-FPN with its own defaults; ``starter`` sees a picture
+at 320 px through EfficientNet-Lite0 and a feature pyramid of two maps. Both know one class: an object.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stemma.config import ObjectSettings
+from stemma.errors import BadRequest, Corrupt
+from stemma.networks import weights as weights_files
+from stemma.networks.backbones import LITE0_CELL_CHANNELS, Lite0, SameConv
+
+if TYPE_CHECKING:
+    from torchvision.models.detection.faster_rcnn import FasterRCNN
+
+Picture = NDArray[np.uint8]
+Boxes = NDArray[np.float32]
+DetectorSize = Literal["starter", "paper"]
+
+CLASSES = 2
+"""Background, and an object: class-agnostic."""
+SIDE_PX = 320
+STRIDE_PX = 32
+CHANNELS = 96
+DEEP_CHANNELS = 192
+ANCHOR_SIDES_PX = ((40, 72), (128, 224))
+"""On the maps of stride 16 and 32, at ratios 1:2, 1:1 and 2:1."""
+ANCHOR_RATIOS = (0.5, 1.0, 2.0)
+ROI_BINS = 5
+REPRESENTATION = 256
+PROPOSALS_TRAIN, PROPOSALS_TEST = 300, 60
+SAMPLED_ANCHORS, SAMPLED_BOXES = 128, 64
+NMS_IOU = 0.5
+SCORE_MIN = 0.05
+PAPER_SIDE_PX = 1024
+"""Longest side (OE-SIR 4.1)."""
+GRID = ((0.72, 2), (0.5, 3), (0.34, 3))
+"""Side of a region as a share of the picture's, and regions in a row: 22 in all, laid evenly from edge to edge."""
+
+
+class Lite0Pyramid(nn.Module):
+    """Lite0's maps of stride 16 and 32 (112 and 192 channels), brought together: {"0", "1"} -> [B, 96, ., .]."""
+
+    def __init__(self, trunk: Lite0 | None = None) -> None:
+        super().__init__()
+        from torchvision.ops import FeaturePyramidNetwork
+
+        trunk = trunk or Lite0()
+        self.stem, self.cells, self.deep = trunk.stem, trunk.cells, trunk.deep[:1]
+        self.pyramid = FeaturePyramidNetwork([LITE0_CELL_CHANNELS, DEEP_CHANNELS], CHANNELS)
+        self.out_channels = CHANNELS
+
+    def forward(self, image_B3HW: Tensor) -> dict[str, Tensor]:
+        cells_BCHW = self.cells(self.stem(image_B3HW))
+        maps: dict[str, Tensor] = self.pyramid({"0": cells_BCHW, "1": self.deep(cells_BCHW)})
+        return maps
+
+    def train(self, mode: bool = True) -> Lite0Pyramid:
+        """BatchNorm keeps its statistics: batches are small, and the trunk's are those of a million pictures."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def freeze(self, stages: int) -> None:
+        """Keep the stem and the first ``stages`` of six as they are."""
+        blocks = [*self.cells, *self.deep]
+        if stages:
+            self.stem.requires_grad_(False)
+        for block in blocks[:stages]:
+            block.requires_grad_(False)
+
+
+def build(size: DetectorSize, trunk: Lite0 | None = None) -> FasterRCNN:
+    """A detector of random weights, but for the starter's ``trunk``; takes pictures [3, H, W] in 0..255 (starter) or
+    0..1 (paper, as torchvision's)."""
+    # torchvision's detectors take a second to import, and a process that only encodes never needs them
+    from torchvision.models.detection import fasterrcnn_resnet50_fpn
+    from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
+    from torchvision.models.detection.rpn import AnchorGenerator
+    from torchvision.ops import MultiScaleRoIAlign
+
+    if size == "paper":
+        made: FasterRCNN = fasterrcnn_resnet50_fpn(
+            weights=None, weights_backbone=None, num_classes=CLASSES, min_size=PAPER_SIDE_PX, max_size=PAPER_SIDE_PX
+        )
+        return made
+    return FasterRCNN(
+        Lite0Pyramid(trunk),
+        # a longest side is wanted, and both bounds together say that
+        min_size=SIDE_PX,
+        max_size=SIDE_PX,
+        image_mean=[127.0] * 3,
+        image_std=[128.0] * 3,
+        rpn_anchor_generator=AnchorGenerator(ANCHOR_SIDES_PX, (ANCHOR_RATIOS,) * len(ANCHOR_SIDES_PX)),
+        rpn_pre_nms_top_n_train=2 * PROPOSALS_TRAIN,
+        rpn_post_nms_top_n_train=PROPOSALS_TRAIN,
+        rpn_pre_nms_top_n_test=4 * PROPOSALS_TEST,
+        rpn_post_nms_top_n_test=PROPOSALS_TEST,
+        rpn_batch_size_per_image=SAMPLED_ANCHORS,
+        box_roi_pool=MultiScaleRoIAlign(["0", "1"], ROI_BINS, 2),
+        box_head=TwoMLPHead(CHANNELS * ROI_BINS**2, REPRESENTATION),
+        box_predictor=FastRCNNPredictor(REPRESENTATION, CLASSES),
+        box_batch_size_per_image=SAMPLED_BOXES,
+        box_score_thresh=SCORE_MIN,
+        box_nms_thresh=NMS_IOU,
+        size_divisible=STRIDE_PX,
+    )
+
+
+def fold(network: nn.Module) -> None:
+    """Fold BatchNorm into the starter's convolutions, in place; inference alone from here on."""
+    for module in list(network.modules()):
+        if isinstance(module, SameConv):
+            module.fold()
+
+
+class Detector:
+    """Finds objects, plain and synchronous, one picture at a time on one intra-op thread."""
+
+    def __init__(self, network: FasterRCNN, *, size: DetectorSize, device: str = "cpu") -> None:
+        network.eval()
+        if size == "starter":
+            fold(network)
+        self._device, self._divisor = torch.device(device), 1.0 if size == "starter" else 255.0
+        self._network = network.to(self._device)
+
+    @classmethod
+    def load(cls, settings: ObjectSettings) -> Detector:
+        """The detector of ``settings``. Raises ``NotFound`` and ``Corrupt`` for weights that are missing or not what
+        their card says, ``BadRequest`` when they belong to another size."""
+        card, tensors = weights_files.read_detector(settings.weights)
+        if card.size != settings.size:
+            raise BadRequest(f"objects.size is {settings.size}, but these weights are {card.size}", subject=card.name)
+        network = build(settings.size)
+        try:
+            missing, unexpected = network.load_state_dict(
+                {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, strict=False
+            )
+        except RuntimeError as error:
+            raise Corrupt(f"the weights do not fit the network: {error}", subject=card.name) from error
+        # torch counts the batches that BatchNorm has seen; no checkpoint of ours carries that
+        lacking = sorted(name for name in missing if not name.endswith("num_batches_tracked"))
+        if lacking or unexpected:
+            raise Corrupt(f"the weights lack {lacking} or bring {unexpected}", subject=card.name)
+        return cls(network, size=settings.size, device=settings.device)
+
+    def detect(self, rgb_HWC: Picture, most: int) -> tuple[Boxes, NDArray[np.float32]]:
+        """(boxes [O, 4] in pixels, scores [O] in 0..1) of at most ``most`` objects, best first; those that overlap a
+        better one by half are left out. Raises ``ValueError`` for anything but a uint8 RGB picture."""
+        if rgb_HWC.dtype != np.uint8 or rgb_HWC.ndim != 3 or rgb_HWC.shape[2] != 3 or not rgb_HWC.size:
+            raise ValueError(f"a picture is uint8 [H, W, 3], not {rgb_HWC.dtype} {list(rgb_HWC.shape)}")
+        if torch.get_num_threads() != 1:
+            torch.set_num_threads(1)
+        with torch.inference_mode():
+            image_3HW = torch.from_numpy(np.ascontiguousarray(rgb_HWC)).to(self._device).permute(2, 0, 1).float()
+            found: dict[str, Any] = self._network([image_3HW / self._divisor])[0]
+        return found["boxes"][:most].cpu().numpy(), found["scores"][:most].cpu().numpy()
+
+
+def grid(width: int, height: int) -> Boxes:
+    """Regions [22, 4] of three sizes that cover the whole picture, large ones first: where no detector helps."""
+    rows = []
+    for side, count in GRID:
+        for y in np.linspace(0, 1 - side, count):
+            rows += [(x, y, x + side, y + side) for x in np.linspace(0, 1 - side, count)]
+    return np.asarray(np.array(rows) * [width, height, width, height], np.float32)
+
+
+def regions(rgb_HWC: Picture, detector: Detector, most: int) -> tuple[Boxes, NDArray[np.float32]]:
+    """(boxes [O, 4] in pixels, scores [O]) of the detector's objects; where it finds none, of the grid, all 0."""
+    boxes_O4, scores_O = detector.detect(rgb_HWC, most)
+    if len(boxes_O4):
+        return boxes_O4, scores_O
+    fallback_O4 = grid(rgb_HWC.shape[1], rgb_HWC.shape[0])
+    return fallback_O4, np.zeros(len(fallback_O4), np.float32)

@@ -1,0 +1,242 @@
+"""Donors from object hits: what is dropped, how hits are ordered, and that a known paste is laid and outlined."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from stemma import splice
+from stemma.flow import CELL_COUNT, CELL_DIM, OBJECT_DIM, Hit, ObjectHit
+from stemma.networks.objects import crop_box
+from stemma.vision import geometry
+
+CHANCE = splice.Chance(bias=-6.0, match=0.35, distance=-1.0)
+SIZE = (320, 240)
+
+
+def hit(row: int, distance: float = 1.0, *, mirrored: bool = False, query_object: int = 0) -> ObjectHit:
+    return ObjectHit(
+        row=row,
+        image_id=f"{row:04d}",
+        distance=distance,
+        refined_distance=distance,
+        mirrored=mirrored,
+        query_object=query_object,
+        donor_object=0,
+        donor_box=(0.25, 0.25, 0.75, 0.75),
+    )
+
+
+def texture(seed: int, width: int, height: int) -> NDArray[np.uint8]:
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 6, width // 6, 3)).astype(np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def pasted(shift: tuple[int, int] = (40, 30), scale: float = 1.0) -> tuple[NDArray, NDArray, geometry.Map33, NDArray]:
+    """(query, donor, true map, true mask): an ellipse of the donor in another scene."""
+    donor, host = texture(1, *SIZE), texture(2, *SIZE)
+    back = geometry.translation(-120 - shift[0], -90 - shift[1])
+    there = geometry.translation(120, 90) @ geometry.scaling(1 / scale, 1 / scale) @ back
+    mask = np.zeros(SIZE[::-1], np.uint8)
+    cv2.ellipse(mask, (120 + shift[0], 90 + shift[1]), (60, 45), 0, 0, 360, 255, -1)
+    laid = geometry.warp(donor, there, SIZE)
+    return np.where(mask[..., None] > 0, laid, host), donor, there, mask
+
+
+def donor_of(there: geometry.Map33 | None, box: tuple[float, float, float, float]) -> splice.Donor:
+    return splice.Donor(
+        hit=hit(0),
+        query_box=box,
+        donor_box=(0, 0, 1, 1),
+        damped=-0.5,
+        match=30.0,
+        probability=0.9,
+        transform_33=there,
+        mirrored=False,
+    )
+
+
+def iou(window: tuple[int, int, int, int], piece: NDArray, truth: NDArray) -> float:
+    whole = np.zeros(truth.shape, bool)
+    whole[window[1] : window[3], window[0] : window[2]] = piece > 0
+    return float((whole & (truth > 0)).sum() / (whole | (truth > 0)).sum())
+
+
+def test_the_host_and_its_duplicates_are_no_donors() -> None:
+    found = [Hit(row=n, image_id=str(n), distance=0.1, refined_distance=0.1, match=m) for n, m in ((4, 20.0), (2, 8.0))]
+    found.append(Hit(row=9, image_id="9", distance=0.1, refined_distance=0.1))
+    assert splice.excluded(found, 10.0) == (4,)
+    assert splice.excluded(found, 8.0) == (2, 4)
+    kept = splice.shortlist([hit(4), hit(5), hit(2)], np.zeros((2, 1), np.float32), (2, 4))
+    assert [one.row for one in kept] == [5]
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.floats(0, 4), st.booleans()), max_size=40), st.integers(0, 25))
+def test_the_shortlist_is_the_least_damped_in_order(rows: list[tuple[int, float, bool]], most: int) -> None:
+    hubness = np.array([[0.5], [1.5]], np.float32)
+    hits = [hit(row, distance, mirrored=mirrored) for row, distance, mirrored in rows]
+    kept = splice.shortlist(hits, hubness, most=most)
+    keys = [(splice.damped(one, hubness), one.image_id) for one in kept]
+    every = sorted((splice.damped(one, hubness), one.image_id) for one in hits)
+    assert keys == every[:most]
+
+
+def test_hubness_is_the_mean_distance_of_the_nearest_ten() -> None:
+    rng = np.random.default_rng(0)
+    unit = rng.normal(size=(40, OBJECT_DIM))
+    codes = np.rint(unit / np.linalg.norm(unit, axis=1, keepdims=True) * 120).astype(np.int8)
+    found = splice.hubness(codes[None, :3], codes[3:], 120.0)
+    for number in range(3):
+        gaps = np.square((codes[3:].astype(float) - codes[number].astype(float)) / 120.0).sum(1)
+        slow = np.sort(gaps)[: splice.BACKGROUND_NEIGHBOURS].mean()
+        assert found[0, number] == pytest.approx(slow, abs=0.05)
+
+
+def test_a_thing_like_everything_is_damped_below_a_rare_one() -> None:
+    common, rare = hit(1, 0.5, query_object=0), hit(2, 0.8, query_object=1)
+    kept = splice.shortlist([common, rare], np.array([[0.5, 1.4]], np.float32))
+    assert [one.row for one in kept] == [2, 1]
+
+
+def test_chance_rises_with_the_match_and_falls_with_distance() -> None:
+    assert CHANCE.of(30, -0.5) > CHANCE.of(10, -0.5) > CHANCE.of(10, 0.5)
+    assert 0 <= CHANCE.of(-1e9, 1e9) < CHANCE.of(1e9, -1e9) <= 1
+    assert splice.Chance.fitted((-6.0, 0.35, -1.0)) == CHANCE
+    with pytest.raises(ValueError, match="unpack"):
+        splice.Chance.fitted((1.0, 2.0))
+
+
+def cell_codes(seed: int) -> NDArray[np.int8]:
+    unit = np.random.default_rng(seed).normal(size=(CELL_COUNT, CELL_DIM))
+    return np.rint(unit / np.linalg.norm(unit, axis=1, keepdims=True) * 127).astype(np.int8)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_equal_crops_map_box_onto_box(mirrored: bool) -> None:
+    """Cells that agree place by place say: crop on crop; the map then takes the query's box to the donor's."""
+    picture = np.zeros((240, 320, 3), np.uint8)
+    query = splice.Query(picture, np.array([[30.0, 40.0, 130.0, 120.0]]), lambda *_: cell_codes(1))
+    one = hit(7, mirrored=mirrored)
+    found = splice.verify(
+        query, one, np.zeros((200, 400, 3), np.uint8), cells_of=lambda *_: cell_codes(1), chance=CHANCE, damped=-0.5
+    )
+    assert found.match > 100 and found.probability > 0.99 and found.transform_33 is not None
+    assert found.donor_box == (100.0, 50.0, 300.0, 150.0)
+    theirs = crop_box(found.donor_box, (400, 200))
+    ours = crop_box(query.box(0, mirrored=mirrored), SIZE)
+    ours = (SIZE[0] - ours[2], ours[1], SIZE[0] - ours[0], ours[3]) if mirrored else ours
+    assert splice.landed(ours, found.transform_33) == pytest.approx(theirs, abs=1e-6)
+    assert geometry.is_mirrored(found.transform_33) == mirrored
+
+
+def test_nothing_alike_leaves_no_map() -> None:
+    boxes = np.array([[30.0, 40.0, 130.0, 120.0]])
+    query, donor = (
+        splice.Query(np.zeros((240, 320, 3), np.uint8), boxes, lambda *_: cell_codes(1)),
+        texture(3, 396, 198),
+    )
+    blank = np.zeros_like(cell_codes(1))
+    found = splice.verify(query, hit(7), donor, cells_of=lambda *_: blank, chance=CHANCE, damped=0.0)
+    assert (found.match, found.transform_33) == (0.0, None) and found.probability < 0.01
+    strange = splice.verify(query, hit(7), donor, cells_of=lambda *_: cell_codes(2), chance=CHANCE, damped=0.0)
+    assert strange.match < 5 and strange.probability < 0.05
+
+
+def test_cells_of_a_query_object_are_made_once() -> None:
+    asked: list[float] = []
+
+    def cells_of(_: NDArray[np.uint8], box: tuple[float, ...]) -> NDArray[np.int8]:
+        asked.append(box[0])
+        return cell_codes(1)
+
+    query = splice.Query(np.zeros((240, 320, 3), np.uint8), np.array([[30.0, 40.0, 130.0, 120.0]]), cells_of)
+    for mirrored in (False, True, False, True):
+        query.cells(0, mirrored=mirrored)
+    assert asked == [30.0, 190.0]
+
+
+PLACES = st.tuples(*[st.floats(0, 200)] * 2, *[st.floats(8, 300)] * 2)
+
+
+@given(PLACES, PLACES)
+def test_the_papers_map_takes_box_to_box(one: tuple[float, ...], other: tuple[float, ...]) -> None:
+    ours, theirs = ((x, y, x + w, y + h) for x, y, w, h in (one, other))
+    there = splice.between_boxes(ours, theirs)
+    assert splice.landed(ours, there) == pytest.approx(theirs, abs=1e-6)
+    x, y = geometry.apply(there, np.array([[ours[0] + 2, ours[1] + 3]]))[0]
+    assert x == pytest.approx((theirs[2] - theirs[0]) / (ours[2] - ours[0]) * 2 + theirs[0], abs=1e-6)
+    assert y == pytest.approx((theirs[3] - theirs[1]) / (ours[3] - ours[1]) * 3 + theirs[1], abs=1e-6)
+
+
+def test_a_known_paste_is_outlined() -> None:
+    query, donor, there, mask = pasted()
+    box = tuple(float(v) for v in (100, 75, 220, 165))
+    window, piece = splice.outline(query, donor, donor_of(there, box))
+    assert iou(window, piece, mask) > 0.85
+    assert piece.shape == (window[3] - window[1], window[2] - window[0])
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.0, 1.25])
+def test_refining_brings_a_map_that_is_off_back(scale: float) -> None:
+    query, donor, there, mask = pasted(scale=scale)
+    off = geometry.translation(2.2, -1.8) @ there
+    one = donor_of(off, (100.0, 75.0, 220.0, 165.0))
+    back = splice.refined(query, donor, one)
+    assert back is not None
+    points = np.argwhere(mask > 0)[::97, ::-1] + 0.5
+    error = np.linalg.norm(geometry.apply(back, points) - geometry.apply(there, points), axis=1)
+    assert error.max() < 0.6
+    fine = dataclasses.replace(one, transform_33=back)
+    assert iou(*splice.outline(query, donor, fine), mask) > iou(*splice.outline(query, donor, one), mask)
+
+
+def test_without_agreement_the_box_is_shown() -> None:
+    query, donor, there, _ = pasted()
+    box = (100.0, 75.0, 220.0, 165.0)
+    far = geometry.translation(60, 40) @ there
+    for one in (donor_of(None, box), donor_of(far, box)):
+        window, piece = splice.outline(query, donor, one)
+        assert (piece > 0).sum() >= 120 * 90
+        assert window == splice.grown(box, SIZE)
+    assert splice.refined(query, donor, donor_of(None, box)) is None
+
+
+def test_a_recoloured_paste_is_outlined_as_well() -> None:
+    query, donor, there, mask = pasted()
+    toned = np.where(mask[..., None] > 0, np.clip(query * 0.7 + 40, 0, 255), query).astype(np.uint8)
+    assert iou(*splice.outline(toned, donor, donor_of(there, (100.0, 75.0, 220.0, 165.0))), mask) > 0.8
+
+
+def test_polarity_of_the_papers_mask() -> None:
+    ours = cell_codes(1)
+    theirs = ours.copy()
+    theirs[: CELL_COUNT // 2] = cell_codes(2)[: CELL_COUNT // 2]
+    difference = splice.feature_difference(ours, theirs)
+    assert difference.shape == (14, 14) and float(difference[7:].max()) < 1e-6 < 0.5 < float(difference[:7].min())
+    host = splice.differing(difference, (28, 28), 0.5, host=True)
+    donor = splice.differing(difference, (28, 28), 0.5, host=False)
+    assert host[:12].all() and not host[16:].any()
+    assert np.array_equal(donor, 255 - host)
+
+
+def test_the_same_place_of_the_host_is_no_clone() -> None:
+    here = geometry.translation(5, 5)
+    box = (50.0, 50.0, 100.0, 100.0)
+    assert not splice.is_clone(donor_of(geometry.translation(8, 3), box), here)
+    assert splice.is_clone(donor_of(geometry.translation(105, 5), box), here)
+    assert not splice.is_clone(donor_of(None, box), here)
+
+
+def test_ranked_by_probability_then_id() -> None:
+    one, two = donor_of(None, (0, 0, 9, 9)), donor_of(None, (0, 0, 9, 9))
+    later = dataclasses.replace(two, hit=hit(3), probability=0.9)
+    best = dataclasses.replace(two, hit=hit(8), probability=0.95)
+    assert [d.hit.row for d in splice.ranked([later, best, one])] == [8, 0, 3]
+    assert math.isclose(splice.overlap((0, 0, 10, 10), (5, 0, 15, 10)), 1 / 3)

@@ -1,0 +1,118 @@
+"""The detector's step: it learns, resumes to the bit, and its samples' boxes follow their pictures."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training import detector
+from training.detector import DetectorStep, DetectorTraining, build, rate
+from training.loop import LoopSettings, Run
+
+SETTINGS = DetectorTraining(steps=20, batch=2, warmup_steps=2, rate=2e-3, average=0.5, seed=1, side_px=64)
+BOX = np.array([[16, 12, 48, 40]], np.float32)
+
+
+def batch(seed: int) -> detector.Batch:
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(2):
+        rgb = rng.integers(0, 60, (48, 64, 3)).astype(np.uint8)
+        rgb[12:40, 16:48] = rng.integers(180, 255, 3)
+        made.append((rgb, BOX))
+    return made
+
+
+def fresh() -> DetectorStep:
+    return DetectorStep(SETTINGS, build(SETTINGS))
+
+
+def test_the_loss_falls_on_what_is_learned_by_heart() -> None:
+    step, same = fresh(), batch(0)
+    said = [step.step(same, t) for t in range(6)]
+    assert said[-1]["loss"] < 0.9 * said[0]["loss"]
+    assert {"classifier", "box_reg", "objectness", "rpn_box_reg"} <= set(said[0])
+    assert all(math.isfinite(value) for value in said[-1].values())
+
+
+def test_pictures_without_objects_are_finite() -> None:
+    step = fresh()
+    empty = [(rgb, np.zeros((0, 4), np.float32)) for rgb, _ in batch(1)]
+    assert all(math.isfinite(value) for value in step.step(empty, 0).values())
+
+
+def test_the_frozen_trunk_keeps_its_weights() -> None:
+    step = fresh()
+    before = {name: p.clone() for name, p in step.network.named_parameters()}
+    step.step(batch(2), 5)
+    moved = {name for name, p in step.network.named_parameters() if not torch.equal(p, before[name])}
+    frozen = {name for name in before if name.startswith(("backbone.stem", "backbone.cells", "backbone.deep"))}
+    assert frozen and not moved & frozen and "rpn.head.cls_logits.weight" in moved
+
+
+def test_a_resumed_detector_is_the_one_that_never_stopped(tmp_path: Path) -> None:
+    def go(folder: Path, steps: int, *, resume: bool) -> dict[str, Any]:
+        step = fresh()
+        run: Run[detector.Batch] = Run(folder, LoopSettings(checkpoint_every=1))
+        first = run.start(step, SETTINGS.model_dump(), resume=resume)
+        coming = (batch(t) for t in range(first, 99))
+        run.go(step, coming, config=SETTINGS.model_dump(), first=first, steps=steps)
+        return step.state_dict()
+
+    whole = go(tmp_path / "whole", 3, resume=False)
+    go(tmp_path / "parts", 2, resume=False)
+    parts = go(tmp_path / "parts", 3, resume=True)
+    for part in ("network", "averaged"):
+        assert all(torch.equal(whole[part][name], parts[part][name]) for name in whole[part])
+
+
+def test_the_rate_rises_and_falls_in_steps() -> None:
+    settings = DetectorTraining(steps=100, warmup_steps=10, rate=1.0, decay_at=(0.5, 0.9))
+    assert [rate(settings, t) for t in (0, 9, 49, 50, 90)] == pytest.approx([0.1, 1.0, 1.0, 0.1, 0.01])
+
+
+@given(st.integers(0, 5_000))
+def test_boxes_follow_crops_and_mirrors(seed: int) -> None:
+    """A bright rectangle is the box, whatever is done to the picture; what is left of it is at least half."""
+    rng = np.random.default_rng(seed)
+    rgb = np.zeros((96, 128, 3), np.uint8)
+    x0, y0 = int(rng.integers(0, 80)), int(rng.integers(0, 60))
+    rgb[y0 : y0 + 30, x0 : x0 + 40] = 255
+    box = np.array([[x0, y0, x0 + 40, y0 + 30]], np.float32)
+    out, moved = detector.cropped(rgb, box, rng)
+    out, moved = detector.mirrored(out, moved)
+    bright = np.argwhere(out[..., 0] > 0)
+    if len(moved):
+        (top, left), (bottom, right) = bright.min(0), bright.max(0) + 1
+        assert moved[0].tolist() == [left, top, right, bottom]
+    else:
+        assert len(bright) < 0.5 * 40 * 30
+
+
+def test_fitted_drops_what_is_too_small_to_see() -> None:
+    rgb = np.zeros((200, 400, 3), np.uint8)
+    boxes = np.array([[0, 0, 100, 100], [10, 10, 30, 30]], np.float32)
+    out, kept = detector.fitted(rgb, boxes, 200)
+    assert out.shape == (100, 200, 3) and kept.tolist() == [[0, 0, 50, 50]]
+    assert len(detector.fitted(rgb, np.zeros((0, 4), np.float32), 200)[1]) == 0
+
+
+def test_overlap_is_that_of_counted_pixels() -> None:
+    rng = np.random.default_rng(5)
+    corners = rng.integers(0, 20, (2, 6, 2))
+    boxes = np.concatenate([corners[0], corners[0] + 1 + rng.integers(1, 20, (6, 2))], 1).astype(np.float32)
+    found = detector.overlaps(boxes[:3], boxes[3:])
+    for i, one in enumerate(boxes[:3].astype(int)):
+        for j, other in enumerate(boxes[3:].astype(int)):
+            grid = np.zeros((2, 50, 50), bool)
+            grid[0, one[1] : one[3], one[0] : one[2]] = True
+            grid[1, other[1] : other[3], other[0] : other[2]] = True
+            assert found[i, j] == pytest.approx((grid[0] & grid[1]).sum() / (grid[0] | grid[1]).sum())
+    assert not detector.covered(boxes, np.zeros((0, 4), np.float32)).any()

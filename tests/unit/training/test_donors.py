@@ -1,0 +1,107 @@
+"""The fits behind donors: whitening, the metric of pasting, logistic weights, and the brute-force search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stemma import splice
+from stemma.flow import ObjectHit
+from training import donors, objects
+from training.data import Photographs
+
+
+def test_whitened_features_have_unit_covariance() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(400, 12)) @ rng.normal(size=(12, 12)) + 5
+    mean, components = objects.whitened_components(rows, 8)
+    covariance = np.cov(((rows - mean) @ components.T).T, bias=True)
+    assert np.allclose(covariance, np.eye(8), atol=1e-9)
+
+
+def test_what_pasting_moves_weighs_less() -> None:
+    """Objects differ along both axes alike; pasting moves them along the second alone."""
+    rng = np.random.default_rng(1)
+    home = rng.normal(size=(300, 2)).astype(np.float32)
+    owner = np.repeat(np.arange(300), 2)
+    away = home[owner] + np.c_[np.zeros(600), rng.normal(size=600) * 3].astype(np.float32)
+    _, components = objects.surviving_components(home, away, owner, 2)
+    weight = np.linalg.norm(components, axis=0)
+    assert weight[0] > 2 * weight[1]
+
+
+def test_logistic_weights_come_back() -> None:
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(20_000, 2))
+    true = np.array([-1.0, 2.0, -0.5])
+    right = rng.random(len(x)) < 1 / (1 + np.exp(-(true[0] + x @ true[1:])))
+    assert np.allclose(donors.logistic(x, right), true, atol=0.1)
+
+
+def found(row: int, match: float, damped: float = -0.3) -> splice.Donor:
+    hit = ObjectHit(
+        row=row,
+        image_id=str(row),
+        distance=1,
+        refined_distance=1,
+        query_object=0,
+        donor_object=0,
+        donor_box=(0, 0, 1, 1),
+    )
+    box = (0.0, 0.0, 9.0, 9.0)
+    return splice.Donor(
+        hit=hit,
+        query_box=box,
+        donor_box=box,
+        damped=damped,
+        match=match,
+        probability=0,
+        transform_33=None,
+        mirrored=False,
+    )
+
+
+def test_no_question_without_a_donor_is_shown_one() -> None:
+    rng = np.random.default_rng(3)
+    spliced = [
+        donors.Asked(donor=0, found=(found(1, rng.normal(6, 3)), found(0, rng.normal(30, 9))), mask_iou=0.5)
+        for _ in range(60)
+    ]
+    strangers = [donors.Asked(donor=None, found=(found(1, rng.normal(6, 3)),)) for _ in range(60)]
+    weights, shown_min = donors.fitted(spliced, strangers)
+    chance = splice.Chance.fitted(weights)
+    assert weights[1] > 0 and 0.5 < shown_min < 1
+    said = donors.figures(spliced, strangers, chance, shown_min)
+    assert said["false_donors"] == 0 and said["R@1"] > 0.9 and said["R@10"] == 1 and said["mask_iou"] == 0.5
+    assert said["shown_right"] > 0.8 and said["shown_wrong"] < 0.05
+
+
+def test_search_is_the_smallest_distance_over_pairs(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    codes = rng.integers(-40, 41, (9, 256)).astype(np.int8)
+    owner = np.array([0, 0, 1, 1, 1, 2, 3, 3, 3])
+    shelf = donors.Gallery(
+        photographs=Photographs(tmp_path, []),
+        names=("a", "b", "c", "d"),
+        owner_M=owner,
+        box_M4=np.arange(36, dtype=np.float32).reshape(9, 4) / 36,
+        vector_MD=codes,
+    )
+    asked = rng.integers(-40, 41, (2, 3, 256)).astype(np.int8)
+    hits = shelf.search(asked, 100.0, 1, 10)
+    slow = {
+        row: min(
+            2 - 2 * float(asked[v, o].astype(int) @ codes[m].astype(int)) / 1e4
+            for v in range(2)
+            for o in range(3)
+            for m in np.flatnonzero(owner == row)
+        )
+        for row in (0, 2, 3)
+    }
+    assert [hit.row for hit in hits] == sorted(slow, key=slow.__getitem__)
+    for hit in hits:
+        assert hit.distance == pytest.approx(slow[hit.row])
+        pair = asked[int(hit.mirrored), hit.query_object].astype(int) @ codes[hit.donor_object].astype(int)
+        assert hit.distance == pytest.approx(2 - 2 * float(pair) / 1e4)

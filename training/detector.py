@@ -1,0 +1,320 @@
+"""One training step of the detector, in both sizes, what it is fed and what its validation says.
+
+Samples are training photographs with boxes: the annotated objects of ``instances.json``, and on the other photographs
+what YOLOX-nano draws (``training.labelling``), which is not shipped. Flips, crops and pasted objects vary them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from stemma.networks import detector
+from stemma.networks.backbones import Lite0
+from stemma.vision import geometry
+from stemma.vision.geometry import Picture
+from training import data, labelling, splices, split
+from training.data import Photographs
+from training.workers import Alone, Workers, average_gradients
+
+State = dict[str, Any]
+Boxes = NDArray[np.float32]
+Sample = tuple[Picture, Boxes]
+"""uint8 RGB [H, W, 3] and boxes [O, 4] in its pixels."""
+Batch = list[Sample]
+
+BOX_SIDE_PX_MIN = 14
+"""Smaller ones, at the side that the network sees, are left out of the truth: it could not tell them from texture."""
+CROP_MIN = 0.55
+CROP_KEPT_MIN = 0.5
+"""An object that a crop leaves less of is no longer one."""
+MIRROR_SHARE, CROP_SHARE, PASTE_SHARE = 0.5, 0.6, 0.4
+RECALL_IOU = 0.5
+RECALL_BOXES = 8
+
+
+class DetectorTraining(BaseModel):
+    """How a detector is trained. Steps count optimizer updates, each over one global batch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: Literal["starter", "paper"] = "starter"
+    seed: int = Field(0, ge=0)
+    steps: int = Field(2_000, ge=1)
+    batch: int = Field(4, ge=1, description="pictures of one step, over all workers")
+    rate: float = Field(1e-3, gt=0, description="learning rate at its height: AdamW (starter), SGD (paper)")
+    warmup_steps: int = Field(100, ge=0)
+    decay_at: tuple[float, ...] = Field((0.7, 0.9), description="shares of the steps at which the rate falls tenfold")
+    weight_decay: float = Field(1e-4, ge=0)
+    frozen_stages: int = Field(
+        6, ge=0, le=6, description="starter: Lite0 stages, with the stem, that keep their weights"
+    )
+    average: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights that are validated; 0: none")
+    gradient_norm_max: float = Field(10.0, gt=0)
+    side_px: int = Field(320, ge=64, description="longest side of a sample")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """Photographs and the boxes of what is in them, in the same order."""
+
+    photographs: Photographs
+    boxes: tuple[Boxes, ...]
+    annotated: tuple[bool, ...]
+    """By people; the others by YOLOX-nano."""
+
+
+def labelled(folder: Path, names: Sequence[str], part: str) -> Labelled:
+    """The photographs of a ``part`` (train, val) with boxes of people where there are any, else of YOLOX-nano."""
+    known = splices.annotated(folder)
+    photographs = Photographs(folder / "photos" / part, names)
+    labeller = labelling.Yolox(folder)
+    boxes = []
+    for place, name in enumerate(names):
+        mine = np.array(known[name][1], np.float32) if name in known else labeller.boxes(photographs[place])
+        boxes.append(mine.reshape(-1, 4))
+    return Labelled(photographs=photographs, boxes=tuple(boxes), annotated=tuple(name in known for name in names))
+
+
+class DetectionData:
+    """Numbered samples: each epoch visits every photograph once, in an order of its own."""
+
+    def __init__(self, source: Labelled, cuts: Sequence[tuple[Picture, splices.CutOut]], *, seed: int, side_px: int):
+        """``cuts`` are photographs with the objects that are cut out of them and pasted into others."""
+        self._source, self._cuts, self._seed, self._side_px = source, tuple(cuts), seed, side_px
+
+    def sample(self, n: int) -> Sample:
+        count = len(self._source.photographs)
+        epoch, place = divmod(n, count)
+        index = int(np.random.default_rng([self._seed, 1, epoch]).permutation(count)[place])
+        rng = np.random.default_rng([self._seed, 2, n])
+        rgb_HWC, boxes_O4 = self._source.photographs[index], self._source.boxes[index]
+        if self._cuts and rng.random() < PASTE_SHARE:
+            rgb_HWC, boxes_O4 = self._pasted(rgb_HWC, boxes_O4, rng)
+        if rng.random() < CROP_SHARE:
+            rgb_HWC, boxes_O4 = cropped(rgb_HWC, boxes_O4, rng)
+        if rng.random() < MIRROR_SHARE:
+            rgb_HWC, boxes_O4 = mirrored(rgb_HWC, boxes_O4)
+        return fitted(rgb_HWC, boxes_O4, self._side_px)
+
+    def _pasted(self, rgb_HWC: Picture, boxes_O4: Boxes, rng: np.random.Generator) -> Sample:
+        donor_HWC, cut = self._cuts[int(rng.integers(len(self._cuts)))]
+        made = splices.splice(rgb_HWC, donor_HWC, cut, rng)
+        share = np.array(made.rgb_HWC.shape[1::-1]) / rgb_HWC.shape[1::-1]
+        box_4 = np.array(made.box, np.float32)
+        boxes_O4 = boxes_O4 * np.tile(share, 2).astype(np.float32)
+        # what the pasted object hides is not there any more
+        kept_O4 = boxes_O4[_inside_share(boxes_O4, box_4) < CROP_KEPT_MIN]
+        return made.rgb_HWC, np.concatenate([kept_O4, box_4[None]])
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        return list(samples)
+
+    def numbers(self, step: int, *, batch: int, rank: int, world: int) -> list[int]:
+        return data.numbers(step, batch=batch, rank=rank, world=world)
+
+
+def training_data(folder: Path, settings: DetectorTraining) -> DetectionData:
+    """The 501 photographs that may be trained on, with their labels and what is pasted into them."""
+    names = split.load().train
+    source, places = labelled(folder, names, "train"), {name: place for place, name in enumerate(names)}
+    cuts = [(source.photographs[places[cut.name]], cut) for cut in splices.cut_outs(folder, places)]
+    return DetectionData(source, cuts, seed=settings.seed, side_px=settings.side_px)
+
+
+def validation_data(folder: Path) -> Labelled:
+    """The 49 that choose checkpoints."""
+    names = sorted(path.name for path in (folder / "photos" / "val").glob("*.jpg"))
+    return labelled(folder, names, "val")
+
+
+def cropped(rgb_HWC: Picture, boxes_O4: Boxes, rng: np.random.Generator) -> Sample:
+    """A random window of the picture, and what it leaves of the boxes."""
+    height, width = rgb_HWC.shape[:2]
+    w, h = (max(64, int(size * rng.uniform(CROP_MIN, 1))) for size in (width, height))
+    w, h = min(w, width), min(h, height)
+    x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+    kept = _inside_share(boxes_O4, np.array([x, y, x + w, y + h], np.float32)) >= CROP_KEPT_MIN
+    moved_O4 = np.clip(boxes_O4[kept] - [x, y, x, y], 0, [w, h, w, h]).astype(np.float32)
+    return np.ascontiguousarray(rgb_HWC[y : y + h, x : x + w]), moved_O4
+
+
+def mirrored(rgb_HWC: Picture, boxes_O4: Boxes) -> Sample:
+    """The mirror image, and its boxes."""
+    width = rgb_HWC.shape[1]
+    x0, y0, x1, y1 = boxes_O4.T
+    return np.ascontiguousarray(rgb_HWC[:, ::-1]), np.stack([width - x1, y0, width - x0, y1], 1).astype(np.float32)
+
+
+def fitted(rgb_HWC: Picture, boxes_O4: Boxes, side_px: int) -> Sample:
+    """At the longest side that the network sees; boxes that are too small there are dropped."""
+    height, width = rgb_HWC.shape[:2]
+    share = side_px / max(height, width)
+    size = (max(1, round(width * share)), max(1, round(height * share)))
+    moved_O4 = boxes_O4 * np.float32(share)
+    large = (moved_O4[:, 2:] - moved_O4[:, :2]).min(1, initial=np.inf) >= BOX_SIDE_PX_MIN
+    return geometry.resize(rgb_HWC, size), moved_O4[large]
+
+
+def _inside_share(boxes_O4: Boxes, window_4: Boxes) -> NDArray[np.float32]:
+    """Share of each box that lies in the window."""
+    low = np.maximum(boxes_O4[:, :2], window_4[:2])
+    high = np.minimum(boxes_O4[:, 2:], window_4[2:])
+    area_O = np.prod(boxes_O4[:, 2:] - boxes_O4[:, :2], axis=1)
+    return np.asarray(np.prod(np.clip(high - low, 0, None), axis=1) / np.maximum(area_O, 1e-6), np.float32)
+
+
+def build(settings: DetectorTraining, trunk: Lite0 | None = None) -> nn.Module:
+    """A new network, initialised by the seed alone; ``trunk`` is where the starter's features start from."""
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        network: nn.Module = detector.build(settings.size, trunk)
+    if isinstance(network.backbone, detector.Lite0Pyramid):
+        network.backbone.freeze(settings.frozen_stages)
+    return network
+
+
+class DetectorStep:
+    """A network, its optimizer and its averaged twin: all that a checkpoint holds besides the step's number."""
+
+    def __init__(
+        self,
+        settings: DetectorTraining,
+        network: nn.Module,
+        workers: Workers | None = None,
+        *,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.settings, self.device = settings, torch.device(device)
+        self.network = network.to(self.device)
+        self.averaged = copy.deepcopy(network).requires_grad_(False)
+        self._workers: Workers = workers or Alone()
+        learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self._optimizer: torch.optim.Optimizer
+        if settings.size == "paper":
+            self._optimizer = torch.optim.SGD(
+                learned, lr=settings.rate, momentum=0.9, weight_decay=settings.weight_decay
+            )
+        else:
+            self._optimizer = torch.optim.AdamW(learned, lr=settings.rate, weight_decay=settings.weight_decay)
+
+    def step(self, batch: Batch, t: int) -> dict[str, float]:
+        """One update on this worker's share of global batch ``t``; the loss (OE-SIR eq. 2-3) and its parts."""
+        self.network.train()
+        with torch.random.fork_rng(devices=[]):
+            # anchors and boxes are sampled: from the step's number, so that a resumed run samples the same
+            torch.manual_seed(self.settings.seed * 1_000_003 + t * self._workers.world + self._workers.rank)
+            parts: dict[str, Tensor] = self.network(*inputs(batch, self.settings.size, self.device))
+        loss = torch.stack(list(parts.values())).sum()
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        average_gradients(self.network.parameters(), self._workers)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_norm_max)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate(self.settings, t)
+        self._optimizer.step()
+        self._follow(t)
+        names = ["loss", *(name.removeprefix("loss_") for name in parts), "gradient_norm", "rate"]
+        shared = self._workers.mean(torch.stack([loss.detach(), *(part.detach() for part in parts.values())])).tolist()
+        return dict(zip(names, [*shared, float(norm), rate(self.settings, t)], strict=True))
+
+    @torch.no_grad()
+    def _follow(self, t: int) -> None:
+        """Move the averaged weights; early on they follow faster, or they would keep the random start."""
+        decay = min(self.settings.average, (1 + t) / (10 + t))
+        own = dict(self.network.named_parameters())
+        for name, mine in self.averaged.named_parameters():
+            if own[name].requires_grad:
+                mine.lerp_(own[name], 1 - decay)
+
+    def begin(self, tensors: dict[str, Tensor]) -> int:
+        """Start from another run's weights, where names and shapes agree; returns how many tensors did."""
+        state = self.network.state_dict()
+        fitting = {name: one for name, one in tensors.items() if name in state and state[name].shape == one.shape}
+        for network in (self.network, self.averaged):
+            network.load_state_dict(fitting, strict=False)
+        return len(fitting)
+
+    def state_dict(self) -> State:
+        return {
+            "network": self.network.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.network.load_state_dict(state["network"])
+        self.averaged.load_state_dict(state["averaged"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+def inputs(batch: Batch, size: str, device: torch.device) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """A batch as torchvision's detectors take it; every box is of class 1."""
+    divisor = 1.0 if size == "starter" else 255.0
+    images = [torch.from_numpy(rgb).to(device).permute(2, 0, 1).float() / divisor for rgb, _ in batch]
+    targets = [
+        {
+            "boxes": torch.from_numpy(boxes).to(device).float(),
+            "labels": torch.ones(len(boxes), dtype=torch.int64, device=device),
+        }
+        for _, boxes in batch
+    ]
+    return images, targets
+
+
+def rate(settings: DetectorTraining, t: int) -> float:
+    """Learning rate of step ``t``: up along a line, then falling tenfold at each of ``decay_at``."""
+    if t < settings.warmup_steps:
+        return settings.rate * (t + 1) / settings.warmup_steps
+    passed = sum(t >= share * settings.steps for share in settings.decay_at)
+    return float(settings.rate * 0.1**passed)
+
+
+def overlaps(one_A4: Boxes, other_B4: Boxes) -> NDArray[np.float64]:
+    """IoU [A, B] of boxes."""
+    a_A4, b_B4 = one_A4.astype(np.float64), other_B4.astype(np.float64)
+    low = np.maximum(a_A4[:, None, :2], b_B4[None, :, :2])
+    high = np.minimum(a_A4[:, None, 2:], b_B4[None, :, 2:])
+    both_AB = np.clip(high - low, 0, None).prod(2)
+    area_A, area_B = (a_A4[:, 2:] - a_A4[:, :2]).prod(1), (b_B4[:, 2:] - b_B4[:, :2]).prod(1)
+    return np.asarray(both_AB / np.maximum(area_A[:, None] + area_B[None] - both_AB, 1e-9))
+
+
+def covered(truth_T4: Boxes, found_O4: Boxes) -> NDArray[np.bool_]:
+    """Which true boxes some region covers, at an IoU of half."""
+    return np.asarray(overlaps(truth_T4, found_O4).max(1, initial=0.0) >= RECALL_IOU)
+
+
+def wanted(truth_T4: Boxes) -> Boxes:
+    """The boxes of objects that donors are searched by: those that ``splices.cut_outs`` takes."""
+    side_T2 = truth_T4[:, 2:] - truth_T4[:, :2]
+    large_T = (side_T2.prod(1) > splices.OBJECT_AREA_PX_MIN) & (side_T2.min(1) > splices.OBJECT_SIDE_PX_MIN)
+    return np.asarray(truth_T4[large_T], np.float32)
+
+
+def finder(network: nn.Module, size: detector.DetectorSize) -> detector.Detector:
+    """A copy of the network, ready to detect."""
+    return detector.Detector(copy.deepcopy(network), size=size)
+
+
+def validate(network: nn.Module, source: Labelled, size: detector.DetectorSize) -> dict[str, float]:
+    """Recall at IoU .5 with 8 boxes of the ``wanted`` objects, on people's and on YOLOX's boxes.
+
+    ``score``, the mean of both, is what the best checkpoint has most of: nine annotated photographs are few.
+    """
+    found = finder(network, size)
+    hits: dict[bool, list[bool]] = {True: [], False: []}
+    for place, people in enumerate(source.annotated):
+        box_O4, _ = found.detect(source.photographs[place], RECALL_BOXES)
+        hits[people] += covered(wanted(source.boxes[place]), box_O4).tolist()
+    recall, of_labels = (float(np.mean(hits[people])) if hits[people] else 0.0 for people in (True, False))
+    return {"recall": recall, "recall_labelled": of_labels, "score": (recall + of_labels) / 2}

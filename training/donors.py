@@ -1,0 +1,263 @@
+"""What a donor is worth: the probability that a verified hit gave the object, fitted on rendered splices.
+
+    python -m training.donors --data DIR [--out FOLDER] [--write]
+
+Splices of objects of the 501 training photographs, into others of them, are asked of all training and validation
+photographs by brute force, the host left out; so are benign versions of photographs, which have no donor. The logistic
+weights are fitted on the verified hits, and the threshold is the least that shows no donor of any question without one.
+The same is then measured on the 200 calibration photographs. ``--write`` puts both on the card.
+
+Shape letters: I photographs; M objects of all of them; V views; O objects of a query; D embedding (256).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stemma import splice
+from stemma.config import ObjectSettings
+from stemma.flow import ObjectHit
+from stemma.networks import weights as weights_files
+from stemma.networks.objects import ObjectEncoder
+from stemma.vision import benign
+from stemma.vision.geometry import Picture
+from training import labelling, splices, split, views
+from training.data import Photographs
+
+BoxesOf = Callable[[Picture], NDArray[np.float32]]
+
+SEED = 41
+BOXES = 8
+LABEL_SCORE_MIN = 0.03
+FITTED, MEASURED = 60, 79
+"""Splices asked for the fit, and objects of the calibration photographs asked for the figures."""
+STRANGERS = 60
+SHORTLIST = 80
+ITERATIONS = 30
+RIDGE = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gallery:
+    """Objects of many photographs, searched by brute force: the slow twin of ``stemma.index.objects``."""
+
+    photographs: Photographs
+    names: tuple[str, ...]
+    owner_M: NDArray[np.intp]
+    box_M4: NDArray[np.float32]
+    """In 0..1."""
+    vector_MD: NDArray[np.int8]
+
+    def search(self, objects_VOD: NDArray[np.int8], scale: float, without: int, most: int) -> list[ObjectHit]:
+        """The ``most`` nearest photographs but one, by the smallest distance over pairs (OE-SIR eq. 7)."""
+        views_count, objects_count, _ = objects_VOD.shape
+        dots_QM = objects_VOD.reshape(views_count * objects_count, -1).astype(np.float32) @ self.vector_MD.T.astype(
+            np.float32
+        )
+        pair_M = dots_QM.argmax(0)
+        distance_M = 2 - 2 * dots_QM.max(0) / scale**2
+        hits: dict[int, ObjectHit] = {}
+        for place in np.argsort(distance_M, kind="stable").tolist():
+            row = int(self.owner_M[place])
+            if row != without and row not in hits:
+                view, number = divmod(int(pair_M[place]), objects_count)
+                hits[row] = ObjectHit(
+                    row=row,
+                    image_id=self.names[row],
+                    distance=float(distance_M[place]),
+                    refined_distance=float(distance_M[place]),
+                    mirrored=view == 1,
+                    query_object=number,
+                    donor_object=place,
+                    donor_box=tuple(self.box_M4[place].tolist()),
+                )
+            if len(hits) == most:
+                break
+        return list(hits.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One question and its verified hits, in the order of the search."""
+
+    donor: int | None
+    """The row that gave the object; None: none did."""
+    found: tuple[splice.Donor, ...]
+    mask_iou: float | None = None
+    """Of the right donor's outline, where it was verified."""
+
+
+def gallery(encoder: ObjectEncoder, data: Path, boxes_of: BoxesOf) -> Gallery:
+    """Of all training and validation photographs."""
+    listed = split.load()
+    names = (*sorted((*listed.train, *listed.calibrate)), *sorted(p.name for p in (data / "photos/val").glob("*.jpg")))
+    parts = ["val"] * len(names)
+    parts[: len(listed.train) + len(listed.calibrate)] = ["train"] * (len(listed.train) + len(listed.calibrate))
+    photographs = Photographs(data / "photos", [f"{part}/{name}" for part, name in zip(parts, names, strict=True)])
+    objects = [encoder.embed(photographs[row], boxes_of(photographs[row])) for row in range(len(names))]
+    return Gallery(
+        photographs=photographs,
+        names=names,
+        owner_M=np.repeat(np.arange(len(names)), [len(one.box_O4) for one in objects]),
+        box_M4=np.concatenate([one.box_O4 for one in objects]),
+        vector_MD=np.concatenate([one.embedding_OD for one in objects]),
+    )
+
+
+def ask(
+    encoder: ObjectEncoder,
+    shelf: Gallery,
+    boxes_of: BoxesOf,
+    rgb_HWC: Picture,
+    *,
+    host: int,
+    donor: int | None,
+    mask_HW: Picture | None = None,
+) -> Asked:
+    """Search, damp, verify the best; outline the right one where it is among them."""
+    box_O4 = boxes_of(rgb_HWC)
+    _, objects_VOD = encoder.embed_views(rgb_HWC, box_O4)
+    hubness_VO = splice.hubness(objects_VOD, encoder.background_ND, encoder.card.scale)
+    hits = shelf.search(objects_VOD, encoder.card.scale, host, SHORTLIST)
+    whole_14 = np.array([[0, 0, rgb_HWC.shape[1], rgb_HWC.shape[0]]], np.float32)
+    query = splice.Query(rgb_HWC, np.concatenate([box_O4, whole_14]), encoder.cells)
+    chance = splice.Chance.fitted(encoder.card.donor)
+    found, mask_iou = [], None
+    for hit in splice.shortlist(hits, hubness_VO, [host]):
+        picture = shelf.photographs[hit.row]
+        near = splice.damped(hit, hubness_VO)
+        found.append(splice.verify(query, hit, picture, cells_of=encoder.cells, chance=chance, damped=near))
+        if hit.row == donor and mask_HW is not None:
+            mask_iou = outlined(rgb_HWC, picture, found[-1], mask_HW)
+    return Asked(donor=donor, found=tuple(found), mask_iou=mask_iou)
+
+
+def outlined(rgb_HWC: Picture, donor_HWC: Picture, donor: splice.Donor, mask_HW: Picture) -> float:
+    """IoU of the refined outline with the truth."""
+    fine = dataclasses.replace(donor, transform_33=splice.refined(rgb_HWC, donor_HWC, donor))
+    (x0, y0, x1, y1), piece_HW = splice.outline(rgb_HWC, donor_HWC, fine)
+    whole_HW = np.zeros(mask_HW.shape, np.bool_)
+    whole_HW[y0:y1, x0:x1] = piece_HW > 0
+    return float((whole_HW & (mask_HW > 0)).sum() / max(1, (whole_HW | (mask_HW > 0)).sum()))
+
+
+def ask_splices(
+    encoder: ObjectEncoder, shelf: Gallery, boxes_of: BoxesOf, cuts: Sequence[splices.CutOut], hosts: Sequence[str]
+) -> list[Asked]:
+    """One splice of each cut-out, into a host that nobody annotated."""
+    rows = {name: row for row, name in enumerate(shelf.names)}
+    asked = []
+    for number, cut in enumerate(cuts):
+        rng = np.random.default_rng([SEED, number])
+        host, donor = rows[hosts[int(rng.integers(len(hosts)))]], rows[cut.name]
+        made = splices.splice(shelf.photographs[host], shelf.photographs[donor], cut, rng)
+        asked.append(ask(encoder, shelf, boxes_of, made.rgb_HWC, host=host, donor=donor, mask_HW=made.mask_HW))
+    return asked
+
+
+def ask_strangers(encoder: ObjectEncoder, shelf: Gallery, boxes_of: BoxesOf, names: Sequence[str]) -> list[Asked]:
+    """A benign version of each photograph; its own row is left out, as that of a found original is."""
+    rows = {name: row for row, name in enumerate(shelf.names)}
+    asked = []
+    for number, name in enumerate(names):
+        picture = shelf.photographs[rows[name]]
+        made = views.at_working_size(benign.render(picture, np.random.default_rng([SEED, 9, number])).rgb_HWC)
+        asked.append(ask(encoder, shelf, boxes_of, made, host=rows[name], donor=None))
+    return asked
+
+
+def logistic(x_NF: NDArray[np.float64], right_N: NDArray[np.bool_]) -> tuple[float, ...]:
+    """Bias and weights of a logistic regression, by Newton's steps with a slight ridge."""
+    rows_NF = np.c_[np.ones(len(x_NF)), x_NF]
+    weight_F = np.zeros(rows_NF.shape[1])
+    for _ in range(ITERATIONS):
+        chance_N = 1 / (1 + np.exp(-np.clip(rows_NF @ weight_F, -30, 30)))
+        slope_F = rows_NF.T @ (right_N - chance_N) - RIDGE * weight_F
+        bend_FF = (rows_NF * (chance_N * (1 - chance_N))[:, None]).T @ rows_NF + RIDGE * np.eye(len(weight_F))
+        weight_F = weight_F + np.linalg.solve(bend_FF, slope_F)
+    return tuple(round(float(value), 4) for value in weight_F)
+
+
+def fitted(spliced: Sequence[Asked], strangers: Sequence[Asked]) -> tuple[tuple[float, ...], float]:
+    """(weights of the probability, threshold): the threshold lies above every question that has no donor."""
+    every = [(one, asked.donor) for asked in (*spliced, *strangers) for one in asked.found]
+    features_NF = np.array([[one.match, one.damped] for one, _ in every])
+    weights = logistic(features_NF, np.array([one.hit.row == donor for one, donor in every]))
+    chance = splice.Chance.fitted(weights)
+    best = [max((chance.of(one.match, one.damped) for one in asked.found), default=0.0) for asked in strangers]
+    return weights, round(min(max([*best, 0.5]) + 0.01, 0.99), 3)
+
+
+def figures(spliced: Sequence[Asked], strangers: Sequence[Asked], chance: splice.Chance, shown_min: float) -> Any:
+    """R@1, R@10 of all splices, those shown rightly, wrongly, and on questions that have no donor."""
+
+    def order(asked: Asked) -> list[tuple[float, splice.Donor]]:
+        chances = [(chance.of(one.match, one.damped), one) for one in asked.found]
+        return sorted(chances, key=lambda pair: (-pair[0], pair[1].hit.image_id))
+
+    ranked = [(asked, order(asked)) for asked in spliced]
+    first = [bool(found) and found[0][1].hit.row == asked.donor for asked, found in ranked]
+    ten = [any(one.hit.row == asked.donor for _, one in found[:10]) for asked, found in ranked]
+    shown = [bool(found) and found[0][0] >= shown_min for _, found in ranked]
+    false = [bool(found) and found[0][0] >= shown_min for found in map(order, strangers)]
+    ious = [asked.mask_iou for (asked, _), right in zip(ranked, first, strict=True) if right]
+    known = [iou for iou in ious if iou is not None]
+    return {
+        "R@1": round(float(np.mean(first)), 3),
+        "R@10": round(float(np.mean(ten)), 3),
+        "shown_right": round(float(np.mean([a and b for a, b in zip(shown, first, strict=True)])), 3),
+        "shown_wrong": round(float(np.mean([a and not b for a, b in zip(shown, first, strict=True)])), 3),
+        "n": len(spliced),
+        "false_donors": round(float(np.mean(false)), 3) if false else None,
+        "strangers": len(false),
+        "mask_iou": round(float(np.mean(known)), 3) if known else None,
+    }
+
+
+def fit_donors(data: Path, out: Path, boxes_of: BoxesOf) -> weights_files.ObjectsCard:
+    """The card with what was fitted on the 501 photographs and measured on the other 200."""
+    encoder = ObjectEncoder.load(ObjectSettings(weights=str(out)))
+    shelf, known, listed = gallery(encoder, data, boxes_of), splices.annotated(data), split.load()
+    asked = {}
+    for part, names, most in (("fit", listed.train, FITTED), ("measure", listed.calibrate, MEASURED)):
+        plain = [name for name in names if name not in known]
+        cuts = splices.cut_outs(data, set(names))
+        order = np.random.default_rng([SEED, 3]).permutation(len(cuts))[:most]
+        asked[part] = (
+            ask_splices(encoder, shelf, boxes_of, [cuts[i] for i in order], plain),
+            ask_strangers(encoder, shelf, boxes_of, plain[:: max(1, len(plain) // STRANGERS)][:STRANGERS]),
+        )
+    weights, shown_min = fitted(*asked["fit"])
+    chance = splice.Chance.fitted(weights)
+    said = {part: figures(*both, chance, shown_min) for part, both in asked.items()}
+    return dataclasses.replace(encoder.card, donor=weights, donor_min=shown_min, figures=said)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Fit the probability of a donor and measure it.")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=weights_files.resolve(None))
+    parser.add_argument("--write", action="store_true", help="put it on the card")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    labeller = labelling.Yolox(args.data)
+    card = fit_donors(args.data, args.out, lambda picture: labeller.boxes(picture, LABEL_SCORE_MIN)[:BOXES])
+    print(card.donor, card.donor_min, card.figures)
+    if args.write:
+        weights_files.write_card(args.out, card)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
