@@ -33,7 +33,7 @@ def tiny(tmp_path: Path) -> Path:
 def test_the_configs_that_ship_parse_and_say_how_they_are_run() -> None:
     paths = sorted(CONFIGS.rglob("*.yaml"))
     assert {path.relative_to(CONFIGS).as_posix() for path in paths} == {
-        f"{size}/{network}.yaml" for size in ("starter", "paper") for network in ("comparator", "encoder")
+        f"{size}/{network}.yaml" for size in ("starter", "paper") for network in ("comparator", "detector", "encoder")
     }
     for path in paths:
         config = recipe.read(path)
@@ -57,7 +57,7 @@ def test_the_papers_configs_are_to_the_letter() -> None:
     [
         (["comparator.stepz=3"], "comparator.stepz"),
         (["comparator.pairs.side_px=33"], "comparator.pairs.side_px"),
-        (["network=detector"], "network"),
+        (["network=classifier"], "network"),
         (["comparator.steps=many"], "comparator.steps"),
         (["comparator.steps.of=3"], "comparator.steps.of"),
         (["steps"], "steps"),
@@ -82,6 +82,11 @@ def test_overrides_win_and_the_description_is_plain(tiny: Path) -> None:
     config = recipe.read(tiny, ["comparator.steps=9", "loop.log_every=3"])
     assert config.comparator.steps == 9 and config.loop.log_every == 3
     assert recipe.TrainingConfig.model_validate(json.loads(json.dumps(recipe.describe(config)))) == config
+
+
+def test_a_run_keeps_nothing_of_the_networks_it_does_not_train(tiny: Path) -> None:
+    plain = recipe.describe(recipe.read(tiny, ["encoder.rate=0.5"]))
+    assert not plain.keys() & ({*recipe.NETWORKS} - {"comparator"}) and plain["comparator"]["steps"] == 4
 
 
 def test_validation_is_the_same_in_every_run(tiny: Path, miniature: Path) -> None:
