@@ -102,19 +102,19 @@ class EmbeddedShards:
 class NoShards:
     """For comparing two given pictures: there is no collection, and nothing asks for one."""
 
-    async def search(self, query: AnyQuery, deadline_ms: float) -> Found:
+    async def search(self, query: AnyQuery, deadline_ms: float) -> Found:  # noqa: ARG002 - the protocol's
         raise self._missing()
 
-    async def identical(self, sha256: str, plan: Plan) -> Found | None:
+    async def identical(self, sha256: str, plan: Plan) -> Found | None:  # noqa: ARG002 - the protocol's
         raise self._missing()
 
-    async def metadata(self, rows: Sequence[int]) -> list[Metadata]:
+    async def metadata(self, rows: Sequence[int]) -> list[Metadata]:  # noqa: ARG002 - the protocol's
         raise self._missing()
 
-    async def pixels(self, rows: Sequence[int]) -> list[bytes]:
+    async def pixels(self, rows: Sequence[int]) -> list[bytes]:  # noqa: ARG002 - the protocol's
         raise self._missing()
 
-    async def stored(self, image_id: str) -> tuple[ImageRecord, bytes]:
+    async def stored(self, image_id: str) -> tuple[ImageRecord, bytes]:  # noqa: ARG002 - the protocol's
         raise self._missing()
 
     def _missing(self) -> NotFound:

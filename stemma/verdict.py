@@ -59,8 +59,13 @@ class Rules:
         return "manipulated" if judged.manipulated > judged.benign else "benign"
 
     def pair_verdict(self, judged: Judged) -> Verdict:
-        """Of two pictures that a caller put together: ``unknown`` where the comparator takes them for different."""
-        return "unknown" if judged.distinct >= self.comparator.distinct_min else self.verdict(judged)
+        """Of two pictures that a caller put together: ``unknown`` where they do not align or are told apart.
+
+        No match threshold has passed them, and among the likest of strangers the comparator alone tells only half.
+        """
+        if judged.transform is None or judged.distinct >= self.comparator.distinct_min:
+            return "unknown"
+        return self.verdict(judged)
 
 
 def rank(hits: Sequence[Hit]) -> tuple[Hit, ...]:

@@ -44,7 +44,7 @@ def judged(benign: float, manipulated: float, distinct: float, **more: Any) -> J
             distinct=distinct / total,
             logits=(0.0, 0.0, 0.0),
             heatmap_RC=flat,
-            transform=None,
+            transform=geometry.as_rows(geometry.identity()),
             mirrored=False,
             correlation=0.5,
             grid_RC=flat,
@@ -134,6 +134,10 @@ def test_the_verdict_follows_the_larger_probability_beyond_the_margin(said: Judg
     assert RULES.pair_verdict(said) == expected
     ranked, _ = shortlist([(30.0, 0.1, said)])
     assert verdict.decide(ranked, {0: said}, ENCODED, RULES).verdict == expected
+
+
+def test_two_pictures_that_do_not_align_are_different_whatever_the_network_says() -> None:
+    assert RULES.pair_verdict(judged(0.9, 0.1, 0.0, transform=None)) == "unknown"
 
 
 def test_a_culled_candidate_gives_way_to_the_next_that_holds() -> None:
