@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from stemma.flow import CELL_GRID, Hit, ObjectHit
 from stemma.networks import matching
-from stemma.networks.objects import crop_box
+from stemma.networks.objects import crop_box, large
 from stemma.vision import geometry
 from stemma.vision.geometry import Map33, Picture
 
@@ -159,14 +159,18 @@ class Query:
 def verify(
     query: Query, hit: ObjectHit, donor_HWC: Picture, *, cells_of: CellsOf, chance: Chance, damped: float
 ) -> Donor:
-    """Match the crop of the query's object with that of the hit's, in the view that the hit was found by."""
+    """Match the crop of the query's object with that of the hit's, in the view that the hit was found by.
+
+    Boxes under 32 px match nothing (``objects.OBJECT_SIDE_PX_MIN``).
+    """
     size = (donor_HWC.shape[1], donor_HWC.shape[0])
     donor_box = in_pixels(hit.donor_box, size)
     theirs_PF = cells_of(donor_HWC, donor_box)
     ours_PF = query.cells(hit.query_object, mirrored=hit.mirrored)
     found = matching.match(ours_PF[None], theirs_PF[None])[0]
     transform_33, match = None, 0.0
-    if found.affine is not None:
+    small = not large(np.array([query.box(hit.query_object), donor_box])).all()
+    if found.affine is not None and not small:
         box = query.box(hit.query_object, mirrored=hit.mirrored)
         there_33 = between_crops(found.affine, crop_box(box, query.size), crop_box(donor_box, size))
         if SCALE_MIN**2 <= abs(np.linalg.det(there_33[:2, :2])) <= SCALE_MAX**2:

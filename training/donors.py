@@ -28,7 +28,7 @@ from stemma import splice
 from stemma.config import ObjectSettings
 from stemma.flow import ObjectHit
 from stemma.networks import weights as weights_files
-from stemma.networks.objects import ObjectEncoder
+from stemma.networks.objects import ObjectEncoder, large
 from stemma.vision import benign
 from stemma.vision.geometry import Picture
 from training import labelling, splices, split, views
@@ -252,7 +252,12 @@ def main() -> int:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     labeller = labelling.Yolox(args.data)
-    card = fit_donors(args.data, args.out, lambda picture: labeller.boxes(picture, LABEL_SCORE_MIN)[:BOXES])
+
+    def boxes_of(picture: Picture) -> NDArray[np.float32]:
+        box_O4 = labeller.boxes(picture, LABEL_SCORE_MIN)
+        return box_O4[large(box_O4)][:BOXES]
+
+    card = fit_donors(args.data, args.out, boxes_of)
     print(card.donor, card.donor_min, card.figures)
     if args.write:
         weights_files.write_card(args.out, card)

@@ -20,6 +20,7 @@ from stemma.config import ObjectSettings
 from stemma.errors import BadRequest, Corrupt
 from stemma.networks import weights as weights_files
 from stemma.networks.backbones import LITE0_CELL_CHANNELS, Lite0, SameConv
+from stemma.networks.objects import large
 
 if TYPE_CHECKING:
     from torchvision.models.detection.faster_rcnn import FasterRCNN
@@ -180,9 +181,11 @@ def grid(width: int, height: int) -> Boxes:
 
 
 def regions(rgb_HWC: Picture, detector: Detector, most: int) -> tuple[Boxes, NDArray[np.float32]]:
-    """(boxes [O, 4] in pixels, scores [O]) of the detector's objects; where it finds none, of the grid, all 0."""
-    boxes_O4, scores_O = detector.detect(rgb_HWC, most)
-    if len(boxes_O4):
-        return boxes_O4, scores_O
+    """(boxes [O, 4] in pixels, scores [O]) of the detector's objects; where it finds none of
+    32 px or more, of the grid, all 0."""
+    boxes_O4, scores_O = detector.detect(rgb_HWC, 4 * most)
+    kept_O = large(boxes_O4)
+    if kept_O.any():
+        return boxes_O4[kept_O][:most], scores_O[kept_O][:most]
     fallback_O4 = grid(rgb_HWC.shape[1], rgb_HWC.shape[0])
     return fallback_O4, np.zeros(len(fallback_O4), np.float32)

@@ -39,6 +39,9 @@ LAYOUT_WEIGHT = 1.0
 STARTER_FEATURES = LITE0_FEATURES + LAYOUT * LAYOUT * LITE0_CELL_CHANNELS
 PASS_CROPS = 8
 BOX_SIDE_PX_MIN = 8.0
+OBJECT_SIDE_PX_MIN = 32.0
+"""Smaller things are no objects: blown up to a crop they are smooth blobs, and all blobs match each other (scores
+to 45, where other strangers stay under 20)."""
 ROI_BINS = 7
 ROI_SAMPLES = 2
 PAPER_SIDE_PX = 1024
@@ -67,6 +70,11 @@ def crop_box(
         sides.append((first, int(max(min(edge, np.ceil(middle + grown)), min(edge, first + BOX_SIDE_PX_MIN)))))
     (x0, x1), (y0, y1) = sides
     return x0, y0, x1, y1
+
+
+def large(box_O4: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Which boxes [O, 4] are of objects: none of their sides under 32 px of the working copy."""
+    return np.asarray((box_O4[:, 2:] - box_O4[:, :2]).min(1, initial=np.inf) >= OBJECT_SIDE_PX_MIN)
 
 
 def mirrored_boxes(box_O4: Boxes, width: float) -> Boxes:

@@ -149,6 +149,16 @@ def test_nothing_alike_leaves_no_map() -> None:
     assert strange.match < 5 and strange.probability < 0.05
 
 
+@pytest.mark.parametrize("small", ["query", "donor"])
+def test_things_too_small_match_nothing(small: str) -> None:
+    """Blown up to a crop they are blobs, and agree with any other."""
+    box = [30.0, 40.0, 130.0, 65.0] if small == "query" else [30.0, 40.0, 130.0, 120.0]
+    query = splice.Query(np.zeros((240, 320, 3), np.uint8), np.array([box]), lambda *_: cell_codes(1))
+    picture = np.zeros((60, 400, 3) if small == "donor" else (200, 400, 3), np.uint8)
+    found = splice.verify(query, hit(7), picture, cells_of=lambda *_: cell_codes(1), chance=CHANCE, damped=-0.5)
+    assert (found.match, found.transform_33) == (0.0, None)
+
+
 def test_cells_of_a_query_object_are_made_once() -> None:
     asked: list[float] = []
 

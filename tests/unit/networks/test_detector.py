@@ -94,6 +94,19 @@ def test_the_grid_stands_in_where_nothing_is_found() -> None:
     assert np.array_equal(boxes, detector.grid(200, 120)) and not scores.any()
 
 
+def test_small_boxes_are_no_regions() -> None:
+    class Sharp(Detector):
+        def __init__(self) -> None:
+            pass
+
+        def detect(self, rgb_HWC: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+            boxes = np.array([[0, 0, 20, 90], [0, 0, 50, 50], [10, 10, 90, 60], [5, 5, 95, 95]], np.float32)
+            return boxes[:most], np.linspace(0.9, 0.1, 4, dtype=np.float32)[:most]
+
+    boxes, scores = detector.regions(picture(), Sharp(), 2)
+    assert boxes.tolist() == [[0, 0, 50, 50], [10, 10, 90, 60]] and (np.diff(scores) < 0).all()
+
+
 def test_weights_come_back_as_they_were_written(tmp_path: Path) -> None:
     network = random_network(1)
     state = {name: t.numpy() for name, t in network.state_dict().items() if "num_batches" not in name}

@@ -1,0 +1,128 @@
+"""A training run's detector as weights, with what it covers beside YOLOX-nano and the grid.
+
+    python -m training.detector_weights --run FOLDER --data DIR [--out FOLDER]
+
+Recall is the share of objects that some of the first 8 boxes covers at IoU .5, on photographs that were not trained on:
+validation chose the checkpoint, calibration did not.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from stemma.errors import BadRequest
+from stemma.networks import detector as finders
+from stemma.networks import weights as files
+from stemma.networks.weights import DetectorCard
+from stemma.vision.geometry import Picture
+from training import detector, export, labelling, loop, splices, split
+from training.recipe import TrainingConfig
+
+WHAT = {
+    "starter": "Faster R-CNN, one class, at 320 px: EfficientNet-Lite0 to its stage of 192 channels, a pyramid of two "
+    "maps, averaged weights in float16 (stemma/networks/detector.py).",
+    "paper": "Faster R-CNN ResNet50-FPN of torchvision, one class, averaged weights in float16.",
+}
+DATA = (
+    "photos/train of the development data, the 501 of training/split.json: boxes of instances.json (COCO 2017) on "
+    "74 of them, of YOLOX-nano (Megvii, Apache-2.0) on the others; checkpoint chosen on photos/val."
+)
+LICENCES = (
+    "network trunk: EfficientNet-Lite0, Apache-2.0",
+    "trained on photographs under CC BY 2.0, CC BY-SA 2.0, no known copyright restrictions (COCO 2017, Open Images) "
+    "and CC BY-SA 4.0 (CID22); boxes: COCO Consortium, CC BY 4.0",
+)
+LIMITS = ("Objects under about 5% of the picture's side are not looked for.",)
+YOLOX_SCORE_MIN = 0.03
+BoxesOf = Callable[[Picture], detector.Boxes]
+
+
+def write(run: Path, data: Path, out: Path) -> DetectorCard:
+    """Write the detector of ``run`` (its best checkpoint, or one checkpoint) into ``out``.
+
+    Raises ``NotFound`` where there is no checkpoint and ``BadRequest`` for a run of another network.
+    """
+    state = loop.load(export.checkpoint(run))
+    config = TrainingConfig.model_validate(state["config"])
+    if config.network != "detector":
+        raise BadRequest(f"this is a run of the {config.network}, not of the detector", subject=str(run))
+    size, tensors = config.detector.size, averaged(state)
+    network = detector.build(config.detector)
+    network.load_state_dict(tensors)
+    card = DetectorCard(
+        name=out.name,
+        size=size,
+        digest=files.write_detector(out, files.narrow({name: one.numpy() for name, one in tensors.items()})),
+        what=WHAT[size],
+        data=DATA,
+        command=(
+            f"stemma train detector --data DIR, {state['t']} steps of {config.detector.batch} pictures; "
+            "python -m training.detector_weights --run RUN --data DIR"
+        ),
+        seed=config.detector.seed,
+        licences=LICENCES,
+        limits=LIMITS,
+        figures=recalls(detector.finder(network, size), data),
+    )
+    files.write_card(out, card)
+    return card
+
+
+def averaged(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The averaged tensors of a checkpoint, without torch's counters of batches."""
+    tensors: dict[str, Tensor] = state["step"]["averaged"]
+    return {name: one.cpu() for name, one in tensors.items()}
+
+
+def recalls(finder: finders.Detector, data: Path) -> dict[str, Any]:
+    """Share of annotated objects covered, and how many there are, of validation and calibration photographs."""
+    yolox = labelling.Yolox(data)
+    ways: dict[str, BoxesOf] = {
+        "detector, 8 boxes": lambda picture: finder.detect(picture, detector.RECALL_BOXES)[0],
+        "detector, 24 boxes": lambda picture: finder.detect(picture, 3 * detector.RECALL_BOXES)[0],
+        "YOLOX-nano, 8 boxes": lambda picture: yolox.boxes(picture, YOLOX_SCORE_MIN)[: detector.RECALL_BOXES],
+        "grid": lambda picture: finders.grid(picture.shape[1], picture.shape[0]),
+    }
+    known, calibrate = splices.annotated(data), split.load().calibrate
+    parts = {
+        "validation": ("val", [name for name, (part, _) in known.items() if part == "val"]),
+        "calibration": ("train", [name for name in calibrate if name in known]),
+    }
+    return {title: covered(ways, data, part, sorted(names)) for title, (part, names) in parts.items()}
+
+
+def covered(ways: dict[str, BoxesOf], data: Path, part: str, names: list[str]) -> dict[str, float]:
+    """Recall of each way to draw boxes, on the photographs ``names``; ``objects`` is how many there were."""
+    source = detector.labelled(data, names, part)
+    hits: dict[str, list[bool]] = {way: [] for way in ways}
+    for place, boxes in enumerate(source.boxes):
+        truth_T4 = detector.wanted(boxes)
+        for way, boxes_of in ways.items():
+            hits[way] += detector.covered(truth_T4, boxes_of(source.photographs[place])).tolist()
+    count = len(next(iter(hits.values()), []))
+    return {way: round(float(np.mean(found)), 3) for way, found in hits.items() if found} | {"objects": float(count)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write a run's detector as weights, with its recall.")
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=files.resolve(None))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    card = write(args.run, args.data, args.out)
+    print(f"{args.out}: detector {card.digest[:12]}, {card.figures}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
