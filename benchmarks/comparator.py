@@ -139,7 +139,7 @@ class Dense:
         self._flow = raft.load_shipped()
         self._network = StarterComparator()
         self._network.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
-        self._network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, query_HWC: Picture, original_HWC: Picture) -> Compared:

@@ -85,7 +85,8 @@ def _rates(config: TrainingConfig, root: Path, rounds: int) -> dict[str, list[fl
 def _rate(run: Path) -> float:
     """Steps a second, waiting for batches included, behind the warm-up."""
     counted = [entry for entry in loop.log(run) if "loss" in entry and entry["t"] > WARM_UP]
-    return len(counted) / sum(entry[clock] for entry in counted for clock in loop.CLOCKS)
+    seconds = sum(float(entry[clock]) for entry in counted for clock in loop.CLOCKS)
+    return len(counted) / seconds
 
 
 def _ratio(these: list[float], those: list[float]) -> float:

@@ -84,7 +84,8 @@ class Run(Generic[B]):
         self._same(json.loads(path.read_text(encoding="utf-8")), config)
 
     def _same(self, started: dict[str, Any], config: dict[str, Any]) -> None:
-        changed = sorted(key for key in {*config, *started} if config.get(key) != started.get(key))
+        # an older run may hold more: what is not asked for is not used
+        changed = sorted(key for key in config if config[key] != started.get(key))
         if changed:
             raise Conflict(
                 f"the run was started with another {', '.join(changed)}; start a new run", subject=str(self.folder)

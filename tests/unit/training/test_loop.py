@@ -134,6 +134,10 @@ def test_no_run_is_continued_or_overwritten_by_accident(tmp_path: Path) -> None:
     run: Run[Tensor] = Run(tmp_path / "run")
     with pytest.raises(Conflict, match="another seed"):
         run.start(Tiny(), {**CONFIG, "seed": 2}, resume=True)
+    # what an older version kept of other networks does not stand in the way
+    assert run.start(Tiny(), {"seed": 1}, resume=True) == 2
+    with pytest.raises(Conflict, match="another added"):
+        run.start(Tiny(), {**CONFIG, "added": 1}, resume=True)
     with pytest.raises(NotFound):
         advance(tmp_path / "none", 4, resume=True)
     (tmp_path / "run" / loop.LAST).write_bytes(b"torn")
