@@ -199,12 +199,15 @@ def build(settings: EncoderTraining) -> EncoderNetwork:
 
 def _projection(settings: EncoderTraining) -> nn.Linear:
     """E_b. Square it starts as the identity: 256 -> 128 leaves half of the indexed directions untrained."""
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed + 1)
-        layer = nn.Linear(EMBEDDING_DIM, settings.projected)
+    layer: nn.Linear = torch.nn.utils.skip_init(nn.Linear, EMBEDDING_DIM, settings.projected)
     if settings.projected == EMBEDDING_DIM:
         nn.init.eye_(layer.weight)
         nn.init.zeros_(layer.bias)
+        return layer
+    # its own generator: the global one is shared by the workers of a process
+    generator = torch.Generator().manual_seed(settings.seed + 1)
+    for tensor in (layer.weight, layer.bias):
+        nn.init.uniform_(tensor, -(EMBEDDING_DIM**-0.5), EMBEDDING_DIM**-0.5, generator=generator)
     return layer
 
 

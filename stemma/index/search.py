@@ -202,6 +202,7 @@ class Stack:
             arrays = (pointer(list_QP), pointer(distance_QP), pointer(distance_QK), pointer(pair_QK))
             index.search_preassigned_c(len(view_QD), pointer(view_QD), depth, *arrays, True, None, None)
             index.replace_invlists(self._codec.no_lists, False)  # never a pointer to lists that may be gone
+            index.nprobe = 1  # as trained: it is written with the codec, under its digest
         return distance_QK, pair_QK
 
     def _positions(self, pair_QK: Positions) -> Positions:

@@ -69,7 +69,9 @@ def test_a_recompressed_mirrored_crop_finds_its_original(collection: Collection,
     answer = collection.search(encode(np.ascontiguousarray(changed), "JPEG", quality=60))
     assert answer.candidates[0].metadata["name"] == f"{seed}.png"
     assert answer.original is not None
-    assert answer.verdict == "inconclusive"
+    assert answer.verdict == "benign"
+    assert answer.original.comparison is not None
+    assert answer.original.comparison.mirrored
     assert answer.coverage.complete
     assert answer.used.exact
 

@@ -36,8 +36,8 @@ def fresh() -> DetectorStep:
 
 def test_the_loss_falls_on_what_is_learned_by_heart() -> None:
     step, same = fresh(), batch(0)
-    said = [step.step(same, t) for t in range(6)]
-    assert said[-1]["loss"] < 0.9 * said[0]["loss"]
+    said = [step.step(same, t) for t in range(16)]
+    assert said[-1]["loss"] < 0.5 * said[0]["loss"]
     assert {"classifier", "box_reg", "objectness", "rpn_box_reg"} <= set(said[0])
     assert all(math.isfinite(value) for value in said[-1].values())
 
