@@ -81,7 +81,7 @@ def measure(*, data: Path | None = None, rounds: int = ROUNDS, pairs: int = PAIR
         **{name: round(mean, 2) for name, mean in means.items()},
         "ratio": round(means["pair_ms"] / means["dense_224_ms"], 3),
         "pair_ms_worst": round(max(found["pair_ms"]), 2),
-        "pairs": len(asked),
+        "pairs_timed": len(asked),
         "rendered": pairs,
         "rounds": rounds,
         "pictures": "drawn" if data is None else "training photographs",
