@@ -199,7 +199,7 @@ def build(settings: EncoderTraining) -> EncoderNetwork:
 
 def _projection(settings: EncoderTraining) -> nn.Linear:
     """E_b. Square it starts as the identity: 256 -> 128 leaves half of the indexed directions untrained."""
-    layer: nn.Linear = torch.nn.utils.skip_init(nn.Linear, EMBEDDING_DIM, settings.projected)
+    layer: nn.Linear = torch.nn.utils.skip_init(nn.Linear, EMBEDDING_DIM, settings.projected)  # type: ignore[no-untyped-call]
     if settings.projected == EMBEDDING_DIM:
         nn.init.eye_(layer.weight)
         nn.init.zeros_(layer.bias)
