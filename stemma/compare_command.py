@@ -41,12 +41,18 @@ def _compare(
 ) -> int:
     """Show what was changed in a picture against another. Exit code 1 when the two are different pictures."""
     settings = load(config, sets or ())
-    if (original is None) == (original_id is None):
+    if original is not None and original_id is not None:
+        raise BadRequest("give a second picture or --id, not both", subject="--id")
+    if original is None and original_id is None:
         raise BadRequest("give a second picture, or --id of an original of the collection", subject="ORIGINAL")
+    if collection is not None and url is not None:
+        raise BadRequest("give --collection or --url, not both", subject="--url")
     if original_id is not None and (collection is None) == (url is None):
         raise BadRequest("say whose original it is: --collection DIR or --url http://…", subject="--id")
     if report is not None and not report.parent.is_dir():
         raise NotFound("the report's folder is not there", subject=str(report.parent))
+    if report is not None and report.is_dir():
+        raise BadRequest("the report is a file, this is a folder", subject=str(report))
     opened = Client(url) if url is not None else Collection(collection or OPEN, settings)
     with opened as target:
         found = target.compare(query, original, original_id=original_id)
@@ -72,6 +78,8 @@ def print_comparison(found: Comparison) -> None:
             f"benign {chances.benign:.2f}   manipulated {chances.manipulated:.2f}   distinct {chances.distinct:.2f}",
             highlight=False,
         )
+    if found.verdict == "unknown":
+        console.print("[dim]nothing shows that the two are the same picture[/dim]")
     if found.mirrored:
         console.print("[dim]the picture is mirrored[/dim]")
     if found.verdict not in ("manipulated", "inconclusive") or not found.regions:

@@ -216,7 +216,7 @@ async def compare(
         pairing = Pairing(original=copy, affine=found.affine, mirrored=found.mirrored)
         (judged,) = await engine.comparator.compare(pixels, [pairing])
     featureless = encoded.featureless or known.featureless
-    said = "inconclusive" if featureless else engine.rules.pair_verdict(judged)
+    said = "inconclusive" if featureless else engine.rules.pair_verdict(judged, found.score)
     return verdict.comparison(judged, pixels, said, engine.rules)
 
 

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from stemma.api import Comparison, Heatmap, Probabilities, Region, Verdict
 from stemma.flow import Encoded, Hit, Judged, Pixels
 from stemma.networks import explain
+from stemma.networks.alignment import AlignmentSettings
 from stemma.networks.weights import Card, ComparatorCard
 from stemma.vision import geometry
 
 NOT_COMPARED = "the original was found but not compared, so what was changed in it is not known"
 FEATURELESS = "the picture has nothing in it to recognise, so no answer can be trusted"
 CLOSE = "the evidence for benign and for manipulated is too even to choose"
+ALIGNED_MIN = AlignmentSettings().enough
 DIGITS = 4
 """Digits of a probability that is sent: a heatmap of 56 x 42 then takes 15 kB."""
 
@@ -58,12 +60,14 @@ class Rules:
             return "inconclusive"
         return "manipulated" if judged.manipulated > judged.benign else "benign"
 
-    def pair_verdict(self, judged: Judged) -> Verdict:
-        """Of two pictures that a caller put together: ``unknown`` where they do not align or are told apart.
+    def pair_verdict(self, judged: Judged, match: float) -> Verdict:
+        """Of two pictures that a caller put together: ``unknown`` where nothing shows that they are the same.
 
-        No match threshold has passed them, and among the likest of strangers the comparator alone tells only half.
+        They must match as an original must, or lie on each other as true pairs do (of 20 crops to half of each side,
+        which neither verification nor the aligner follow, the network alone accused 11), and not be told apart.
         """
-        if judged.transform is None or judged.distinct >= self.comparator.distinct_min:
+        verified = match >= self.match.match_threshold or judged.correlation >= ALIGNED_MIN
+        if not verified or judged.transform is None or judged.distinct >= self.comparator.distinct_min:
             return "unknown"
         return self.verdict(judged)
 
@@ -135,7 +139,14 @@ def probabilities(judged: Judged) -> Probabilities:
 
 
 def comparison(judged: Judged, query: Pixels, verdict: Verdict, rules: Rules) -> Comparison:
-    """The contract's form of one pair: everything in pixels of the query at its full size."""
+    """The contract's form of one pair: everything in pixels of the query at its full size.
+
+    Of two pictures that are not the same there is nothing to show, and what the network says of a pair that nothing
+    else holds together is not worth a number.
+    """
+    if verdict == "unknown":
+        told_apart = judged.distinct >= rules.comparator.distinct_min
+        return Comparison(verdict=verdict, probabilities=probabilities(judged) if told_apart else None)
     height, width = query.rgb_HWC.shape[:2]
     rows, columns = judged.heatmap_RC.shape
     transform = None

@@ -314,7 +314,7 @@ def tamper(data: Path, encoder: Encoder, comparator: Comparator, rules: Rules) -
             original=working_copy(evidence.pixels(original_HWC)), affine=found.affine, mirrored=found.mirrored
         )
         judged = with_temperature(comparator.compare(query_HWC, [pairing])[0], rules.comparator.temperature)
-        verdicts.append(rules.pair_verdict(judged))
+        verdicts.append(rules.pair_verdict(judged, found.score))
         maps.append((folder.name, float(evidence.shown(judged, query_HWC.shape[:2], mask_HW)[at])))
     return {
         "verdict manipulated": share(verdicts.count("manipulated"), len(verdicts)),

@@ -130,9 +130,10 @@ def _export(run_: Path | None, out: Path) -> None:
 
 
 def _list(as_json: bool) -> None:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("weights", "network", "size", "digest", "what"):
-        table.add_column(name, no_wrap=True, overflow="ellipsis")
+    table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
+    for name in ("weights", "network", "size", "digest"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("what", no_wrap=True, overflow="ellipsis", ratio=1)
     for folder in sorted({path.parent for path in files.SHIPPED.glob("*/*.json")}):
         for network, card in _cards(folder).items():
             if as_json:

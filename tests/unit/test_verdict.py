@@ -131,13 +131,26 @@ def test_confidence_is_a_probability_and_an_original_passed_every_rule(
     ],
 )
 def test_the_verdict_follows_the_larger_probability_beyond_the_margin(said: Judged, expected: str) -> None:
-    assert RULES.pair_verdict(said) == expected
+    assert RULES.pair_verdict(said, 30.0) == expected
     ranked, _ = shortlist([(30.0, 0.1, said)])
     assert verdict.decide(ranked, {0: said}, ENCODED, RULES).verdict == expected
 
 
-def test_two_pictures_that_do_not_align_are_different_whatever_the_network_says() -> None:
-    assert RULES.pair_verdict(judged(0.9, 0.1, 0.0, transform=None)) == "unknown"
+@pytest.mark.parametrize(
+    ("match", "correlation", "transform", "expected"),
+    [
+        (30.0, 0.3, True, "manipulated"),
+        (5.0, 0.9, True, "manipulated"),
+        (5.0, 0.5, True, "unknown"),
+        (30.0, 0.9, False, "unknown"),
+    ],
+)
+def test_two_pictures_are_the_same_when_they_match_or_lie_on_each_other(
+    match: float, correlation: float, transform: bool, expected: str
+) -> None:
+    rows = geometry.as_rows(geometry.identity()) if transform else None
+    said = judged(0.02, 0.98, 0.0, correlation=correlation, transform=rows)
+    assert RULES.pair_verdict(said, match) == expected
 
 
 def test_a_culled_candidate_gives_way_to_the_next_that_holds() -> None:
