@@ -139,12 +139,16 @@ class Follower:
         self._at = min(self._at, self._size())
         if self._at == self._size():
             return
+        begin = max(0, self._at - 1)
         with (self._folder / loop.LOG).open("rb") as log:
-            log.seek(self._at)
+            log.seek(begin)
             whole, newline, _ = log.read().rpartition(b"\n")
-        self._at += len(whole) + len(newline)
-        for line in whole.splitlines():
-            self._told(json.loads(line))
+        self._at = begin + len(whole) + len(newline)
+        first, *lines = whole.split(b"\n")
+        # what precedes the place is the end of a line, unless the log was cut and has grown past it since
+        for line in lines if begin else [first, *lines]:
+            if line:
+                self._told(json.loads(line))
 
     def _size(self) -> int:
         path = self._folder / loop.LOG

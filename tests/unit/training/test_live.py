@@ -94,6 +94,22 @@ def test_a_follower_tells_every_entry_once_whatever_is_half_written(tmp_path: Pa
     assert heard == [*ENTRIES[1:], ENTRIES[1]]
 
 
+def test_a_log_that_was_cut_and_grew_again_between_two_looks_is_read_from_a_whole_line_on(tmp_path: Path) -> None:
+    heard: list[Entry] = []
+    follower = Follower(tmp_path, heard.append)
+    short = [json.dumps({"t": t}) + "\n" for t in range(9)]
+    write(tmp_path, short[:3])
+    follower.look()
+    for extra in range(1, 8):
+        # longer lines: the place behind three short ones lies inside one of them
+        write(tmp_path, [json.dumps({"t": t, "loss": "x" * extra}) + "\n" for t in range(9)])
+        follower.look()
+        write(tmp_path, short[:3])
+        follower.look()
+    assert all(entry["t"] in range(9) for entry in heard)
+    assert {entry["t"] for entry in heard} >= {3, 8}
+
+
 def test_a_follower_looks_once_more_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "FOLLOW_S", 60.0)
     heard: list[Entry] = []
