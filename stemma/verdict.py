@@ -63,8 +63,8 @@ class Rules:
     def pair_verdict(self, judged: Judged, match: float) -> Verdict:
         """Of two pictures that a caller put together: ``unknown`` where nothing shows that they are the same.
 
-        They must match as an original must, or lie on each other as true pairs do (of 20 crops to half of each side,
-        which neither verification nor the aligner follow, the network alone accused 11), and not be told apart.
+        They must match as an original must, or lie on each other as true pairs do, and not be told apart: the network
+        alone accuses crops that were laid wrongly.
         """
         verified = match >= self.match.match_threshold or judged.correlation >= ALIGNED_MIN
         if not verified or judged.transform is None or judged.distinct >= self.comparator.distinct_min:

@@ -151,7 +151,8 @@ class ObjectCall(Timed):
         return Images(images.row_C[first_C], images.distance_C[first_C])
 
     def _ids(self, rows: Rows) -> Sequence[str]:
-        return self._catalog.read(rows, ["image_id"])["image_id"]  # type: ignore[no-any-return]
+        image_ids: list[str] = self._catalog.read(rows, ["image_id"])["image_id"]
+        return image_ids
 
     def _hits(self, work: _Work, names: dict[int, str]) -> Sequence[ObjectHit]:
         square_scale = work.query.scale**2

@@ -158,7 +158,7 @@ class _PaperNetwork(nn.Module):
 
         self.net = PaperComparator()
 
-    def forward(self, query_B3HW: Tensor, original_B3HW: Tensor, valid_B1HW: Tensor) -> Compared:  # noqa: ARG002
+    def forward(self, query_B3HW: Tensor, original_B3HW: Tensor, valid_B1HW: Tensor) -> Compared:  # noqa: ARG002 - see above
         said: Compared = self.net(query_B3HW / 127.5 - 1, original_B3HW / 127.5 - 1)
         return said
 
