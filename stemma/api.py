@@ -83,15 +83,19 @@ class Candidate(Wire):
 
 
 class Donor(Wire):
-    """An original that gave an object to the query."""
+    """An original that gave an object to the query, or the found original itself, at another place (a clone)."""
 
     image_id: str
-    query_box: tuple[float, float, float, float]
-    donor_box: tuple[float, float, float, float]
-    distance: float
-    probability: float
-    mask: str | None = Field(None, description="PNG of the size of query_box, base64")
-    shown: bool
+    query_box: tuple[float, float, float, float] = Field(description="whole pixels of the query")
+    donor_box: tuple[float, float, float, float] = Field(description="pixels of the donor's working copy")
+    distance: float = Field(description="of the two objects' embeddings")
+    probability: float = Field(description="calibrated, that the donor is the right one")
+    mask: str | None = Field(
+        None, description="PNG of the size of query_box, 8-bit grey, base64; 255 where the query shows the donor"
+    )
+    shown: bool = Field(description="false: too unsure to be shown to a person, or to decide the verdict")
+    clone: bool = Field(False, description="true: the object is from another place of the found original itself")
+    metadata: Metadata = {}
 
 
 class Coverage(Wire):

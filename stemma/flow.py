@@ -76,6 +76,21 @@ class Objects:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """Objects of a query, as they are searched for and verified. No rows: there is nothing to search for."""
+
+    box_O4: Float
+    """x0, y0, x1, y1 in pixels of the working copy."""
+    embedding_VOD: Int8
+    """[2, O, 256]; object o of view 1 is object o mirrored."""
+    hubness_VO: Float
+    """[2, O]: see ``splice.hubness``."""
+
+    def __len__(self) -> int:
+        return len(self.box_O4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShardQuery:
     """One question to the shards, every default resolved: hosts decide nothing."""
 

@@ -181,6 +181,15 @@ class ObjectEncoder:
         turned = self.embed(np.ascontiguousarray(rgb_HWC[:, ::-1]), turned_O4)
         return upright, np.stack([upright.embedding_OD, turned.embedding_OD])
 
+    def views(self, rgb_HWC: Picture, box_O4: Boxes) -> NDArray[np.int8]:
+        """[V, O, 256] of these boxes alone, without the whole picture; view 1 is the mirrored picture's."""
+        if not len(box_O4):
+            return np.zeros((2, 0, OBJECT_DIM), np.int8)
+        turned_HWC = np.ascontiguousarray(rgb_HWC[:, ::-1])
+        turned_O4 = mirrored_boxes(np.asarray(box_O4, np.float32), rgb_HWC.shape[1])
+        units = [self._unit(rgb_HWC, box_O4), self._unit(turned_HWC, turned_O4)]
+        return np.stack([quantise(unit_OD, self.card.scale) for unit_OD in units])
+
     def cells(self, rgb_HWC: Picture, box: Sequence[float] | NDArray[np.floating]) -> NDArray[np.int8]:
         """int8 [196, 32]: the encoder's cells of one object's crop at 224 px, for local verification."""
         inputs = crop(rgb_HWC, box, INPUT_SIDE_PX)

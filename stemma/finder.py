@@ -1,0 +1,113 @@
+"""The finder as a whole, for one process: the objects of a picture, and whether a hit by one of them gave it.
+
+Plain and synchronous, on one thread. Ingesting asks for ``objects``; a query is described, searched for by the shards,
+and its hits are verified. Shape letters: H, W pixels; C channels; V views; O objects; boxes are [x0, y0, x1, y1] in
+pixels of the working copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stemma import splice
+from stemma.config import ObjectSettings
+from stemma.errors import NotFound
+from stemma.flow import OBJECTS_MAX, Described, Float, ObjectHit, Objects
+from stemma.networks import weights
+from stemma.networks.detector import Detector, regions
+from stemma.networks.objects import ObjectEncoder, large
+from stemma.networks.weights import ObjectsCard
+from stemma.vision.decode import read_working_copy
+from stemma.vision.geometry import Map33, Picture
+
+
+def folder_of(settings: ObjectSettings, encoder_weights: str | None) -> str | None:
+    """The folder of the objects' weights: the one set, else the encoder's own."""
+    return settings.weights or encoder_weights
+
+
+def card_for(settings: ObjectSettings, encoder_weights: str | None) -> ObjectsCard | None:
+    """The card of the objects' weights that belong to this encoder. None where nobody named any and there are none:
+    pictures are then stored without objects, and have no donors. Raises ``NotFound`` and ``Corrupt`` for a folder that
+    was named and cannot be read."""
+    try:
+        card = weights.objects_card(folder_of(settings, encoder_weights))
+    except NotFound:
+        if settings.weights is not None:
+            raise
+        return None
+    if settings.weights is None and card.encoder != weights.card(encoder_weights).digest:
+        return None
+    return card
+
+
+class Finder:
+    """Finds, embeds and verifies objects."""
+
+    def __init__(self, detector: Detector, encoder: ObjectEncoder, *, objects_max: int) -> None:
+        self._detector, self._encoder = detector, encoder
+        self._objects_max = min(objects_max, OBJECTS_MAX)
+        self._chance = splice.Chance.fitted(encoder.card.donor)
+
+    @classmethod
+    def load(cls, settings: ObjectSettings, encoder_weights: str | None = None) -> Finder:
+        """The networks of ``settings`` on the trunk of ``encoder_weights``; raises as ``Detector.load`` and
+        ``ObjectEncoder.load`` do."""
+        folder = folder_of(settings, encoder_weights)
+        encoder = ObjectEncoder.load(settings.model_copy(update={"weights": folder}), encoder_weights)
+        return cls(Detector.load(settings), encoder, objects_max=settings.objects_max)
+
+    @property
+    def card(self) -> ObjectsCard:
+        return self._encoder.card
+
+    def objects(self, rgb_HWC: Picture) -> Objects:
+        """What a stored picture is found by: its objects, best first, and the whole of it."""
+        box_O4, score_O = regions(rgb_HWC, self._detector, self._objects_max)
+        kept_O = large(box_O4)
+        box_O4, score_O = box_O4[kept_O][: self._objects_max], score_O[kept_O][: self._objects_max]
+        return self._encoder.embed(rgb_HWC, box_O4, score_O)
+
+    def describe(self, rgb_HWC: Picture, box_O4: Float | None = None) -> Described:
+        """What is searched for: the given boxes alone, or without any the objects of the picture and the whole of it.
+
+        Boxes under 32 px are left out: they match nothing.
+        """
+        if box_O4 is None:
+            found_O4, _ = regions(rgb_HWC, self._detector, self._objects_max)
+            whole_14 = np.array([[0, 0, rgb_HWC.shape[1], rgb_HWC.shape[0]]], np.float32)
+            box_O4 = np.concatenate([found_O4[large(found_O4)][: self._objects_max], whole_14])
+        else:
+            box_O4 = np.asarray(box_O4, np.float32).reshape(-1, 4)
+            box_O4 = box_O4[large(box_O4)][: self._objects_max]
+        embedding_VOD = self._encoder.views(rgb_HWC, box_O4)
+        return Described(
+            box_O4=box_O4,
+            embedding_VOD=embedding_VOD,
+            hubness_VO=splice.hubness(embedding_VOD, self._encoder.background_ND, self.card.scale),
+        )
+
+    def verify(
+        self, rgb_HWC: Picture, described: Described, hits: Sequence[ObjectHit], donors: Sequence[bytes]
+    ) -> list[splice.Donor]:
+        """Each hit's own object matched with the query's, the likeliest donor first; ``donors`` are the hits' working
+        copies. Raises ``Corrupt`` for one that cannot be read."""
+        query = splice.Query(rgb_HWC, described.box_O4, self._encoder.cells)
+        verified = [
+            splice.verify(
+                query,
+                hit,
+                read_working_copy(copy),
+                cells_of=self._encoder.cells,
+                chance=self._chance,
+                damped=splice.damped(hit, described.hubness_VO),
+            )
+            for hit, copy in zip(hits, donors, strict=True)
+        ]
+        return splice.ranked(verified)
+
+    def clones(self, rgb_HWC: Picture, box_O4: Float, host: bytes, transform_33: Map33) -> list[splice.Donor]:  # noqa: ARG002
+        """Those of the boxes that show another place of the host; ``transform_33`` lays the query over the host."""
+        return []
