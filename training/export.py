@@ -1,4 +1,6 @@
-"""A training run's comparator as weights: averaged tensors in float16, and a card that says where they come from."""
+"""A training run's network as weights: the comparator's averaged tensors, or the encoder's, and a card that says where
+they come from.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from torch import Tensor
 
 from stemma.errors import BadRequest, Corrupt, NotFound
 from stemma.networks import weights as files
-from stemma.networks.weights import ComparatorCard
-from training import comparator, loop
+from stemma.networks.weights import Card, ComparatorCard
+from training import comparator, encoder_weights, loop
 from training.recipe import TrainingConfig
 
 CURVE_POINTS_MAX = 24
@@ -33,17 +35,29 @@ LICENCES = (
 LIMITS = ("Measured on the renderer it was trained with: figures on other edits will be lower.",)
 
 
-def export(run: Path, out: Path) -> ComparatorCard:
-    """Write the comparator of ``run``, a run's folder (its best checkpoint) or a checkpoint, into ``out``.
+def export(run: Path, out: Path, data: Path | None = None) -> Card | ComparatorCard:
+    """Write the network of ``run``, a run's folder (its best checkpoint) or a checkpoint, into ``out``.
 
-    Thresholds that stand on a card in ``out`` stay as first values. Raises ``NotFound`` where there is no checkpoint,
-    ``Corrupt`` for one that cannot be read, ``BadRequest`` for a run of another network.
+    Thresholds that stand on a card in ``out`` stay as first values. An encoder needs the development data, to fit its
+    scale. Raises ``NotFound`` where there is no checkpoint, ``Corrupt`` for one that cannot be read, ``BadRequest`` for
+    a run of another network and an encoder without data.
     """
     path = checkpoint(run)
     state = loop.load(path)
     config = TrainingConfig.model_validate(state["config"])
-    if config.network != "comparator":
-        raise BadRequest(f"this is a run of the {config.network}; the comparator's can be exported", subject=str(run))
+    if config.network == "comparator":
+        return _comparator(path, state, config, out)
+    if config.network != "encoder":
+        raise BadRequest(
+            f"this is a run of the {config.network}; encoders and comparators can be exported", subject=str(run)
+        )
+    if data is None:
+        raise BadRequest("an encoder's scale is fitted on photographs: --data DIR or STEMMA_DATA", subject="--data")
+    figures = curve(path.parent / loop.LOG, int(state["t"]))
+    return encoder_weights.write(state, config.encoder, out, data, figures, subject=str(path))
+
+
+def _comparator(path: Path, state: dict[str, Any], config: TrainingConfig, out: Path) -> ComparatorCard:
     tensors: dict[str, Tensor] = state["step"]["averaged"]
     try:
         comparator.build(config.comparator).load_state_dict(tensors)

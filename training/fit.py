@@ -6,14 +6,16 @@
     python -m training.fit threshold --data DIR                    the card's threshold, from the other 200 photographs
 
 In this order; each later one starts from what the earlier ones wrote into ``--out`` (default: the shipped folder).
-Everything is seeded and runs on one CPU thread: about 7, 1, 1 and 5 minutes. Without ``--features`` the views are
-rendered again.
+Everything is seeded; views are rendered on all cores, the rest is one thread: about 7, 1, 1 and 5 minutes on one core.
+Without ``--features`` the views are rendered again. The features are those of the public trunk: where the trunk was
+trained since, ``codec`` renders its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -146,17 +148,25 @@ def fit_pca(data: Path, out: Path, features: Path | None = None) -> weights_file
     )
 
 
-def features_of(network: EncoderNetwork, data: Path, features: Path | None) -> views.Features:
-    """The features of the rendered views of the 501: read from ``features``, or rendered now."""
+def features_of(
+    network: EncoderNetwork,
+    data: Path,
+    features: Path | None,
+    *,
+    per_cells: int = views.CELL_VIEWS_PER_PHOTOGRAPH,
+) -> views.Features:
+    """The features of the rendered views of the 501: read from ``features``, or rendered now, on all cores."""
     names = split_files.load().train
-    return views.view_features(network, data, names) if features is None else views.Features.load(features, len(names))
+    if features is not None:
+        return views.Features.load(features, len(names))
+    return views.view_features(network, data, names, per_cells=per_cells, processes=os.cpu_count() or 1)
 
 
 def fit_codec(data: Path, out: Path, features: Path | None = None) -> weights_files.Card:
     """Train the ``opq`` codec on rendered views of the 501 (``features``: those that ``training.views`` wrote)."""
     card = weights_files.card(out)
     network = views.network(out)
-    vectors_ND = project(network, features_of(network, data, features).pooled_NPC)
+    vectors_ND = project(network, features_of(network, data, features, per_cells=0).pooled_NPC)
     codec = Codec.train(CODEC_KIND, vectors_ND, seed=CODEC_SEED, scale=card.embedding_scale)
     folder = out / weights_files.CODEC_FOLDER / CODEC_KIND
     shutil.rmtree(folder, ignore_errors=True)

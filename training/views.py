@@ -12,8 +12,11 @@ Shape letters: N photographs; P views of each; C features; K channels of a cell.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import zlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,9 +95,24 @@ def public_network(data: Path) -> EncoderNetwork:
 def network(folder: Path | None = None) -> EncoderNetwork:
     """The network of some weights, folded and ready for one picture at a time."""
     card, tensors = weights_files.read_tensors(folder)
-    made = EncoderNetwork(SIZES[card.size]).eval()
-    fill(made, tensors, subject=card.name)
-    return _ready(made)
+    return ready(tensors, card.size)
+
+
+def ready(tensors: weights_files.Tensors, size: str) -> EncoderNetwork:
+    """The network of these tensors, folded and ready for one picture at a time."""
+    return _ready(_filled(tensors, size))
+
+
+def unfolded(folder: Path | None = None) -> EncoderNetwork:
+    """The network of some weights as training takes it, BatchNorm beside its convolutions."""
+    card, tensors = weights_files.read_tensors(folder)
+    return _filled(tensors, card.size)
+
+
+def _filled(tensors: weights_files.Tensors, size: str) -> EncoderNetwork:
+    made = EncoderNetwork(SIZES[size]).eval()
+    fill(made, {name: one.astype(np.float32) for name, one in tensors.items()}, subject=size)
+    return made
 
 
 def _ready(made: EncoderNetwork) -> EncoderNetwork:
@@ -146,20 +164,70 @@ def view_features(
     names: tuple[str, ...],
     per: int = VIEWS_PER_PHOTOGRAPH,
     per_cells: int = CELL_VIEWS_PER_PHOTOGRAPH,
+    processes: int = 1,
 ) -> Features:
-    """The features of all views, with a line of progress now and then."""
+    """The features of all views, with a line of progress now and then; the same bits from any number of processes."""
+    of_one = _OfOne(made, data, per, per_cells)
     pooled_NPC = np.empty((len(names), per, made.size.features), np.float32)
     noise_KK = np.zeros((made.size.cell_channels, made.size.cell_channels))
-    for i, (name, picture) in enumerate(zip(names, photographs(data, names), strict=True)):
-        for number in range(per):
-            pooled_NPC[i, number] = pooled(made, render(picture, name, number))[0]
-        clean_MK = pooled(made, picture)[1].astype(np.float64)
-        for number in range(per_cells):
-            moved_MK = pooled(made, in_place(picture, name, number))[1] - clean_MK
-            noise_KK += moved_MK.T @ moved_MK / len(moved_MK)
+    for i, (pooled_PC, moved_KK) in enumerate(_each(of_one, names, processes)):
+        pooled_NPC[i] = pooled_PC
+        noise_KK += moved_KK
         if i % PROGRESS_EVERY == 0:
             print(f"{i} of {len(names)} photographs rendered", flush=True)
-    return Features(pooled_NPC=pooled_NPC, cell_noise_KK=noise_KK / (len(names) * per_cells))
+    return Features(pooled_NPC=pooled_NPC, cell_noise_KK=noise_KK / max(1, len(names) * per_cells))
+
+
+_Made = tuple[NDArray[np.float32], NDArray[np.float64]]
+"""Pooled features [P, C] of a photograph's views, and how far they moved its cells [K, K], summed over views."""
+
+
+@dataclass(frozen=True, slots=True)
+class _OfOne:
+    """What is made of one photograph, wherever it is made."""
+
+    made: EncoderNetwork
+    data: Path
+    per: int
+    per_cells: int
+
+    def __call__(self, name: str) -> _Made:
+        (picture,) = photographs(self.data, [name])
+        channels = self.made.size.cell_channels
+        pooled_PC = np.empty((self.per, self.made.size.features), np.float32)
+        for number in range(self.per):
+            pooled_PC[number] = pooled(self.made, render(picture, name, number))[0]
+        noise_KK = np.zeros((channels, channels))
+        if self.per_cells:
+            clean_MK = pooled(self.made, picture)[1].astype(np.float64)
+            for number in range(self.per_cells):
+                moved_MK = pooled(self.made, in_place(picture, name, number))[1] - clean_MK
+                noise_KK += moved_MK.T @ moved_MK / len(moved_MK)
+        return pooled_PC, noise_KK
+
+
+def _each(of_one: _OfOne, names: tuple[str, ...], processes: int) -> Iterator[_Made]:
+    if processes < 2:
+        yield from map(of_one, names)
+        return
+    # spawned: torch's threads do not survive a fork
+    with ProcessPoolExecutor(
+        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(of_one,)
+    ) as pool:
+        yield from pool.map(_in_child, names)
+
+
+_child: list[_OfOne] = []
+"""In a process of the pool: what it works with, unpickled once."""
+
+
+def _begin(of_one: _OfOne) -> None:
+    torch.set_num_threads(1)
+    _child[:] = [of_one]
+
+
+def _in_child(name: str) -> _Made:
+    return _child[0](name)
 
 
 def main() -> int:
@@ -168,7 +236,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="a .npz file")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    view_features(public_network(args.data), args.data, split_files.load().train).save(args.out)
+    names = split_files.load().train
+    view_features(public_network(args.data), args.data, names, processes=os.cpu_count() or 1).save(args.out)
     return 0
 
 

@@ -19,6 +19,7 @@ from stemma.networks import weights as files
 from stemma.networks.comparing import Comparator
 from stemma.networks.encoder import Encoder
 from stemma.terminal import run
+from training import encoder_weights
 from training.export import export
 
 ACTIONS = ("list", "show", "verify", "golden", "import", "export")
@@ -43,6 +44,9 @@ def _weights(
     out: Annotated[
         Path | None, typer.Option(help="import, export: folder to write; export's default: the shipped one")
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(envvar="STEMMA_DATA", help="export of an encoder: development data")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> int:
     """What weights there are, what their cards say, whether files and answers are the released ones; import, export."""
@@ -60,7 +64,7 @@ def _weights(
     elif what == "import":
         _import(source or [], out)
     elif what == "export":
-        _export(run_, files.resolve(out))
+        _export(run_, files.resolve(out), data)
     else:
         raise BadRequest(f"weights takes {', '.join(ACTIONS)}, not {what!r}", subject=what)
     return 0
@@ -121,12 +125,16 @@ def _import(source: list[str], out: Path | None) -> None:
     print(f"{card.digest}  {card.name}: {card.what}")
 
 
-def _export(run_: Path | None, out: Path) -> None:
+def _export(run_: Path | None, out: Path, data: Path | None) -> None:
     if run_ is None:
         raise BadRequest("say which run: --run FOLDER or --run CHECKPOINT.pt", subject="--run")
-    card = export(run_, out)
+    card = export(run_, out, data)
+    print(f"{card.digest}  {card.name}: {card.command}")
+    if isinstance(card, files.Card):
+        print("\n".join((f"{out}: next, in this order", *encoder_weights.NEXT)))
+        return
     golden.make(out, *_networks(out))
-    print(f"{card.digest}  {card.name}: {card.command}\n{out}: next, stemma train calibrate --data DIR")
+    print(f"{out}: next, stemma train calibrate --data DIR")
 
 
 def _list(as_json: bool) -> None:
