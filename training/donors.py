@@ -15,9 +15,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import cv2
 import numpy as np
@@ -124,31 +124,51 @@ def ask(
     donor: int | None,
     mask_HW: Picture | None = None,
 ) -> Asked:
-    """Search, damp, verify the best; outline the right one where it is among them."""
+    """Search, damp, verify, rank and outline, as a query is answered."""
     box_O4 = boxes_of(rgb_HWC)
     _, objects_VOD = encoder.embed_views(rgb_HWC, box_O4)
     hubness_VO = splice.hubness(objects_VOD, encoder.background_ND, encoder.card.scale)
     hits = shelf.search(objects_VOD, encoder.card.scale, host, SHORTLIST)
     whole_14 = np.array([[0, 0, rgb_HWC.shape[1], rgb_HWC.shape[0]]], np.float32)
     query = splice.Query(rgb_HWC, np.concatenate([box_O4, whole_14]), encoder.cells)
-    chance = splice.Chance.fitted(encoder.card.donor)
-    found, mask_iou = [], None
-    for hit in splice.shortlist(hits, hubness_VO, [host]):
-        picture = shelf.photographs[hit.row]
-        near = splice.damped(hit, hubness_VO)
-        found.append(splice.verify(query, hit, picture, cells_of=encoder.cells, chance=chance, damped=near))
-        if hit.row == donor and mask_HW is not None:
-            mask_iou = outlined(rgb_HWC, picture, found[-1], mask_HW)
-    return Asked(donor=donor, found=tuple(found), mask_iou=mask_iou)
+    listed = splice.shortlist(hits, hubness_VO, [host])
+    found = splice.verified(
+        query,
+        listed,
+        Shelved(shelf.photographs, [hit.row for hit in listed]),
+        cells_of=encoder.cells,
+        chance=splice.Chance.fitted(encoder.card.donor),
+        hubness_VO=hubness_VO,
+    )
+    ious = [mask_iou(one.mask, mask_HW) for one in found if one.hit.row == donor and one.mask and mask_HW is not None]
+    return Asked(donor=donor, found=tuple(replace(one, mask=None) for one in found), mask_iou=ious[0] if ious else None)
 
 
-def outlined(rgb_HWC: Picture, donor_HWC: Picture, donor: splice.Donor, mask_HW: Picture) -> float:
-    """IoU of the refined outline with the truth."""
-    fine = dataclasses.replace(donor, transform_33=splice.refined(rgb_HWC, donor_HWC, donor))
-    (x0, y0, x1, y1), piece_HW = splice.outline(rgb_HWC, donor_HWC, fine)
-    whole_HW = np.zeros(mask_HW.shape, np.bool_)
+class Shelved(Sequence[Picture]):
+    """Photographs of some rows, decoded when asked."""
+
+    def __init__(self, photographs: Photographs, rows: Sequence[int]) -> None:
+        self._photographs, self._rows = photographs, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Picture: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Picture]: ...
+    def __getitem__(self, place: int | slice) -> Picture | Sequence[Picture]:
+        if isinstance(place, slice):
+            return [self._photographs[row] for row in self._rows[place]]
+        return self._photographs[self._rows[place]]
+
+
+def mask_iou(mask: tuple[Sequence[int], Picture], truth_HW: Picture) -> float:
+    """IoU of a mask in its window with that of the whole picture."""
+    (x0, y0, x1, y1), piece_HW = mask
+    whole_HW = np.zeros(truth_HW.shape, bool)
     whole_HW[y0:y1, x0:x1] = piece_HW > 0
-    return float((whole_HW & (mask_HW > 0)).sum() / max(1, (whole_HW | (mask_HW > 0)).sum()))
+    return float((whole_HW & (truth_HW > 0)).sum() / max(1, (whole_HW | (truth_HW > 0)).sum()))
 
 
 def ask_splices(

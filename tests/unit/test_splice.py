@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -61,12 +62,6 @@ def donor_of(there: geometry.Map33 | None, box: tuple[float, float, float, float
         transform_33=there,
         mirrored=False,
     )
-
-
-def iou(window: tuple[int, int, int, int], piece: NDArray, truth: NDArray) -> float:
-    whole = np.zeros(truth.shape, bool)
-    whole[window[1] : window[3], window[0] : window[2]] = piece > 0
-    return float((whole & (truth > 0)).sum() / (whole | (truth > 0)).sum())
 
 
 def test_the_host_and_its_duplicates_are_no_donors() -> None:
@@ -172,6 +167,48 @@ def test_cells_of_a_query_object_are_made_once() -> None:
     assert asked == [30.0, 190.0]
 
 
+def patch_cells(rgb_HWC: NDArray[np.uint8], box: Sequence[float]) -> NDArray[np.int8]:
+    """Cells that say what is to be seen in them: the colours of a crop's patches about their mean."""
+    x0, y0, x1, y1 = crop_box(box, (rgb_HWC.shape[1], rgb_HWC.shape[0]))
+    small = cv2.resize(rgb_HWC[y0:y1, x0:x1], (56, 56), interpolation=cv2.INTER_AREA).astype(np.float32)
+    patches = small.reshape(14, 4, 14, 4, 3).transpose(0, 2, 1, 3, 4).reshape(CELL_COUNT, 48)[:, :CELL_DIM]
+    patches -= patches.mean(1, keepdims=True)
+    return np.rint(patches / np.linalg.norm(patches, axis=1, keepdims=True) * 127).astype(np.int8)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_verified_donors_are_ranked_and_the_best_outlined(mirrored: bool) -> None:
+    """A paste among strangers comes first, its transform to the pixel, its mask that of the paste."""
+    query_HWC, donor_HWC, there, mask = pasted()
+    left, right = 100.0, 220.0
+    if mirrored:
+        query_HWC, mask = np.ascontiguousarray(query_HWC[:, ::-1]), mask[:, ::-1]
+        left, right, there = SIZE[0] - right, SIZE[0] - left, there @ geometry.mirror(SIZE[0])
+    box = (60 / SIZE[0], 45 / SIZE[1], 180 / SIZE[0], 135 / SIZE[1])
+    pictures = [texture(seed, *SIZE) for seed in (11, 12, 13, 14)] + [donor_HWC]
+    hits = [dataclasses.replace(hit(row, mirrored=mirrored), donor_box=box) for row in range(len(pictures))]
+    query = splice.Query(query_HWC, np.array([[left, 75.0, right, 165.0]]), patch_cells)
+    found = splice.verified(
+        query, hits, pictures, cells_of=patch_cells, chance=CHANCE, hubness_VO=np.ones((2, 1), np.float32)
+    )
+    assert found[0].hit.row == 4 and sorted(one.hit.row for one in found) == [0, 1, 2, 3, 4]
+    assert [one.probability for one in found] == sorted((one.probability for one in found), reverse=True)
+    assert [one.mask is not None for one in found] == [True] * splice.OUTLINED_MAX + [False] * 2
+    assert found[0].transform_33 is not None and found[0].mask is not None
+    corners = np.array([[left, 75.0], [right, 165.0]])
+    assert geometry.apply(found[0].transform_33, corners) == pytest.approx(geometry.apply(there, corners), abs=1.0)
+    (x0, y0, x1, y1), piece = found[0].mask
+    whole = np.zeros(mask.shape, bool)
+    whole[y0:y1, x0:x1] = piece > 0
+    assert (whole & (mask > 0)).sum() > 0.8 * (whole | (mask > 0)).sum()
+
+
+def test_nothing_is_verified_of_no_hits() -> None:
+    query = splice.Query(np.zeros((240, 320, 3), np.uint8), np.zeros((0, 4)), patch_cells)
+    hubness_VO = np.zeros((2, 0), np.float32)
+    assert splice.verified(query, [], [], cells_of=patch_cells, chance=CHANCE, hubness_VO=hubness_VO) == []
+
+
 PLACES = st.tuples(*[st.floats(0, 200)] * 2, *[st.floats(8, 300)] * 2)
 
 
@@ -183,57 +220,6 @@ def test_the_papers_map_takes_box_to_box(one: tuple[float, ...], other: tuple[fl
     x, y = geometry.apply(there, np.array([[ours[0] + 2, ours[1] + 3]]))[0]
     assert x == pytest.approx((theirs[2] - theirs[0]) / (ours[2] - ours[0]) * 2 + theirs[0], abs=1e-6)
     assert y == pytest.approx((theirs[3] - theirs[1]) / (ours[3] - ours[1]) * 3 + theirs[1], abs=1e-6)
-
-
-def test_a_known_paste_is_outlined() -> None:
-    query, donor, there, mask = pasted()
-    box = tuple(float(v) for v in (100, 75, 220, 165))
-    window, piece = splice.outline(query, donor, donor_of(there, box))
-    assert iou(window, piece, mask) > 0.85
-    assert piece.shape == (window[3] - window[1], window[2] - window[0])
-
-
-@pytest.mark.parametrize("scale", [0.8, 1.0, 1.25])
-def test_refining_brings_a_map_that_is_off_back(scale: float) -> None:
-    query, donor, there, mask = pasted(scale=scale)
-    off = geometry.translation(2.2, -1.8) @ there
-    one = donor_of(off, (100.0, 75.0, 220.0, 165.0))
-    back = splice.refined(query, donor, one)
-    assert back is not None
-    points = np.argwhere(mask > 0)[::97, ::-1] + 0.5
-    error = np.linalg.norm(geometry.apply(back, points) - geometry.apply(there, points), axis=1)
-    assert error.max() < 0.6
-    fine = dataclasses.replace(one, transform_33=back)
-    assert iou(*splice.outline(query, donor, fine), mask) > iou(*splice.outline(query, donor, one), mask)
-
-
-def test_without_agreement_the_box_is_shown() -> None:
-    query, donor, there, _ = pasted()
-    box = (100.0, 75.0, 220.0, 165.0)
-    far = geometry.translation(60, 40) @ there
-    for one in (donor_of(None, box), donor_of(far, box)):
-        window, piece = splice.outline(query, donor, one)
-        assert (piece > 0).sum() >= 120 * 90
-        assert window == splice.grown(box, SIZE)
-    assert splice.refined(query, donor, donor_of(None, box)) is None
-
-
-def test_a_recoloured_paste_is_outlined_as_well() -> None:
-    query, donor, there, mask = pasted()
-    toned = np.where(mask[..., None] > 0, np.clip(query * 0.7 + 40, 0, 255), query).astype(np.uint8)
-    assert iou(*splice.outline(toned, donor, donor_of(there, (100.0, 75.0, 220.0, 165.0))), mask) > 0.8
-
-
-def test_polarity_of_the_papers_mask() -> None:
-    ours = cell_codes(1)
-    theirs = ours.copy()
-    theirs[: CELL_COUNT // 2] = cell_codes(2)[: CELL_COUNT // 2]
-    difference = splice.feature_difference(ours, theirs)
-    assert difference.shape == (14, 14) and float(difference[7:].max()) < 1e-6 < 0.5 < float(difference[:7].min())
-    host = splice.differing(difference, (28, 28), 0.5, host=True)
-    donor = splice.differing(difference, (28, 28), 0.5, host=False)
-    assert host[:12].all() and not host[16:].any()
-    assert np.array_equal(donor, 255 - host)
 
 
 def test_the_same_place_of_the_host_is_no_clone() -> None:
