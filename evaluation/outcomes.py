@@ -1,25 +1,28 @@
-"""What became of one query: the verdict against the truth, and the heatmap against the mask; one JSON line each.
+"""What became of one query: verdict, heatmap and donors against the truth; one JSON line each.
 
-Every figure about verdicts is computed from these lines (``evaluation/verdicts.py``), so plots and recounts need no
-second run. Letters: R, C rows and columns of a heatmap; H, W pixels of the query.
+Every figure about verdicts and donors is computed from these lines (``evaluation/verdicts.py``, ``donors.py``), so
+plots and recounts need no second run. Letters: R, C rows and columns of a heatmap; H, W pixels of the query.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from evaluation.metrics import overlap
+from evaluation.metrics import overlap, rank_of
 from evaluation.queries import Asked, Query
-from stemma.api import Comparison, Heatmap, Verdict
-from stemma.errors import BadRequest
+from stemma.api import Answer, Comparison, Donor, Heatmap, Verdict
+from stemma.errors import BadRequest, Corrupt
 
 RIGHT: Mapping[str, Verdict] = {
     "identical": "identical",
@@ -27,8 +30,11 @@ RIGHT: Mapping[str, Verdict] = {
     "manip": "manipulated",
     "both": "manipulated",
     "unknown": "unknown",
+    "splice": "spliced",
 }
-"""The verdict that each set of queries should get; ``splice`` has none yet."""
+"""The verdict that each set of queries should get."""
+STRANGE = ("unknown", "splice")
+"""Sets whose original is not in the collection: a verdict about one of them names none."""
 EDITED = ("manip", "both")
 MASK_MIN = 128
 """A mask's pixel is changed from here on: over 127."""
@@ -64,6 +70,17 @@ class Outcome:
     false_area: float | None = None
     """Share of a benign query that its heatmap calls changed; None where its original was not found."""
     ms: float = 0.0
+    donor_rank: int | None = None
+    """Of a splice: the place of its donor among all donors, shown or not, 1 for the first; a clone is no donor."""
+    donor_iou: float | None = None
+    """Of a splice whose donor is ranked first: its mask's overlap with the truth. None for all others."""
+    donors_shown: int = 0
+    """Donors shown, clones left out."""
+    clones_shown: int = 0
+    query_region: bool | None = None
+    """Of a splice: whether some region that was searched covers its object by half (IoU). None: not looked at."""
+    donor_region: bool | None = None
+    """Of a splice: the same of the objects stored of its donor."""
 
     @property
     def forced(self) -> Verdict:
@@ -86,14 +103,17 @@ class Outcome:
         return self._right(self.forced)
 
     def _right(self, verdict: Verdict) -> bool:
-        return verdict == RIGHT.get(self.set) and (self.found or self.set == "unknown")
+        return verdict == RIGHT.get(self.set) and (self.found or self.set in STRANGE)
 
     @property
     def scores(self) -> tuple[float, float, float]:
         """How sure the answer is of benign, manipulated and unknown; they sum to 1 unless it trusts in nothing at all.
 
-        ``confidence`` is P(right original) times the larger class where one was named, else 1 - P(right original).
+        ``confidence`` is P(right original) times the larger class where one was named, else 1 - P(right original); of a
+        spliced picture it is that of the donor, and what is left is unknown.
         """
+        if self.verdict == "spliced":
+            return 0.0, 0.0, 1 - self.confidence
         if self.verdict == "inconclusive" and not self.named:
             return 0.0, 0.0, 0.0
         benign, manipulated, _ = self.probabilities or (0.5, 0.5, 0.0)
@@ -129,7 +149,42 @@ def outcome(asked: Asked, heatmap_min: float) -> Outcome:
         iou=heatmap_iou(comparison, mask_HW, heatmap_min) if mask_HW is not None and edited else None,
         false_area=_false_area(query, comparison, heatmap_min) if query.set == "benign" else None,
         ms=round(asked.ms, 2),
+        **_donors(query, answer),
     )
+
+
+def _donors(query: Query, answer: Answer) -> dict[str, Any]:
+    """The fields about donors."""
+    donors = [donor for donor in answer.donors if not donor.clone]
+    rank = rank_of(query.donor, [donor.image_id for donor in donors]) if query.donor else None
+    iou = None
+    if rank == 1 and query.mask:
+        truth_HW = read_mask(query.mask)
+        iou = overlap(painted(donors[0], truth_HW.shape), truth_HW)
+    return {
+        "donor_rank": rank,
+        "donor_iou": iou,
+        "donors_shown": sum(donor.shown for donor in donors),
+        "clones_shown": sum(donor.shown and donor.clone for donor in answer.donors),
+    }
+
+
+def painted(donor: Donor, shape: tuple[int, ...]) -> Area:
+    """Where the query shows the donor, in a picture of ``shape`` (height, width): its box where it brings no mask.
+
+    Raises ``Corrupt`` for a mask of another size than its box.
+    """
+    area_HW = np.zeros(shape, np.bool_)
+    x0, y0, x1, y1 = (round(edge) for edge in donor.query_box)
+    if donor.mask is None:
+        area_HW[y0:y1, x0:x1] = True
+        return area_HW
+    with Image.open(io.BytesIO(base64.b64decode(donor.mask))) as picture:
+        mask_HW = np.asarray(picture.convert("L")) >= MASK_MIN
+    if mask_HW.shape != area_HW[y0:y1, x0:x1].shape:
+        raise Corrupt(f"a mask of {mask_HW.shape} for a box of {donor.query_box} in {shape}", subject=donor.image_id)
+    area_HW[y0:y1, x0:x1] = mask_HW
+    return area_HW
 
 
 def heatmap_iou(comparison: Comparison | None, mask_HW: Area, heatmap_min: float) -> float:

@@ -16,11 +16,14 @@ from stemma.errors import BadRequest, StemmaError
 from stemma.terminal import progress
 
 K = 100
+DONORS = 10
+"""Donors that every query is asked for, shown or not: R@10 needs ten."""
 RETRIEVED = ("benign", "manip", "both")
 DEADLINE_MS = 60_000
 """A measurement waits for a busy machine; the time that was needed is a figure of its own."""
 
 Search = Callable[[bytes, Ask], Answer]
+Box4 = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +35,7 @@ class Query:
     original: str | None
     """Image id (hex SHA-256 of the file in ``originals/``); None where no original is in the collection."""
     photograph: str
-    """What it was rendered from; renderings of one photograph are not independent."""
+    """What it was rendered from, of a splice the donor; renderings of one photograph are not independent."""
     mirrored: bool
     original_path: Path | None = None
     """Its file in ``originals/``."""
@@ -43,6 +46,13 @@ class Query:
     edit: str | None = None
     benign: tuple[str, ...] = ()
     """What was done to the whole picture, in order, with its severity: ``("resize 0.78", "jpeg 66", "mirror")``."""
+    donor: str | None = None
+    """Image id of the photograph that gave a splice its object; None where there is none."""
+    donor_path: Path | None = None
+    donor_box: Box4 | None = None
+    """In pixels of the donor's file."""
+    query_box: Box4 | None = None
+    """In pixels of the query."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,19 +89,30 @@ def read_queries(folder: Path) -> list[Query]:
 
 
 def _query(folder: Path, record: dict[str, Any], ids: dict[str, str]) -> Query:
-    original = record["original"]
+    original, donor = record["original"], record.get("donor")
     return Query(
         path=folder / "queries" / record["file"],
         set=record["set"],
         original=None if original is None else ids[original],
-        photograph=original or record["file"],
+        photograph=original or donor or record["file"],
         mirrored=bool(record["mirrored"]),
         original_path=None if original is None else folder / "originals" / original,
         mask=folder / "masks" / record["mask"] if record.get("mask") else None,
         area=float(record["area"]),
         edit=record.get("edit"),
         benign=tuple(record.get("benign", ())),
+        donor=None if donor is None else ids[donor],
+        donor_path=None if donor is None else folder / "originals" / donor,
+        donor_box=_box(record.get("donor_box")),
+        query_box=_box(record.get("query_box")),
     )
+
+
+def _box(corners: Sequence[float] | None) -> Box4 | None:
+    if corners is None:
+        return None
+    x0, y0, x1, y1 = (float(each) for each in corners)
+    return x0, y0, x1, y1
 
 
 def ask_all(queries: Sequence[Query], search: Search) -> list[Asked]:
@@ -101,7 +122,7 @@ def ask_all(queries: Sequence[Query], search: Search) -> list[Asked]:
         for query in queries:
             body, begun = query.path.read_bytes(), time.perf_counter()
             try:
-                answer = search(body, Ask(k=K, deadline_ms=DEADLINE_MS))
+                answer = search(body, Ask(k=K, donors=DONORS, deadline_ms=DEADLINE_MS))
             except StemmaError as error:
                 raise type(error)(error.detail, subject=str(query.path)) from error
             asked.append(Asked(query=query, answer=answer, ms=1e3 * (time.perf_counter() - begun)))

@@ -1,4 +1,6 @@
-"""The demo's questions: pictures with a known original, made from the collection with a fixed seed, and strangers."""
+"""The demo's questions: pictures with a known original, made from the collection with a fixed seed, and strangers.
+
+Splices are made in ``splices``."""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from stemma.api import Answer, Verdict
 from stemma.flow import Bytes3
 from stemma.vision import benign, edits
 
-Kind = Literal["untouched", "benign", "manipulated", "both", "stranger"]
-KINDS: tuple[Kind, ...] = ("untouched", "benign", "manipulated", "both", "stranger")
+Kind = Literal["untouched", "benign", "manipulated", "both", "stranger", "splice"]
+KINDS: tuple[Kind, ...] = ("untouched", "benign", "manipulated", "both", "stranger", "splice")
 SEVERITIES = (1, 2)
 """What a picture usually meets on its way through the web. All five severities are measured by ``stemma evaluate``."""
 EDITED: tuple[Kind, ...] = ("benign", "manipulated", "both")
@@ -24,6 +26,7 @@ TRUTH: dict[Kind, Verdict] = {
     "manipulated": "manipulated",
     "both": "manipulated",
     "stranger": "unknown",
+    "splice": "spliced",
 }
 """The right verdict; an inconclusive one is never right here."""
 LEFT_MIN = 0.5
@@ -56,9 +59,11 @@ class Question:
     """How it was made, for a person."""
     body: bytes
     original: str | None
-    """Image id of the right original; None for a stranger."""
+    """Image id of the right original; None for a stranger and for a splice, whose host nobody has."""
     about: str
     """Name of the picture it was made from."""
+    donor: str | None = None
+    """Image id of the original that a splice's object is from."""
 
     @property
     def verdict(self) -> Verdict:
@@ -69,8 +74,12 @@ class Question:
         return self.right(answer) and answer.verdict == self.verdict
 
     def right(self, answer: Answer) -> bool:
-        """A stranger is right without an original, everything else with its own."""
+        """A stranger or a splice is right without an original, everything else with its own."""
         return (answer.original.image_id if answer.original else None) == self.original
+
+    def traced(self, answer: Answer) -> bool:
+        """The donor ranked first is the right one, shown or not."""
+        return bool(answer.donors) and answer.donors[0].image_id == self.donor
 
 
 def questions(originals: Sequence[Picture], strangers: Sequence[Picture], *, seed: int = SEED) -> list[Question]:

@@ -1,8 +1,9 @@
 """The fixed queries of ``make_quick.py`` (its docstring says what they are), asked of a fresh collection over HTTP.
 
-``originals/`` is ingested, every query asked with k = 100, and the figures of docs/results.md come out as one JSON:
-those about finding the original are computed here, those about verdicts and heatmaps in ``verdicts``. Nothing is ever
-trained, tuned or chosen on these queries. A *share* has its exact 95% interval (``metrics.share``).
+``originals/`` is ingested, every query asked with k = 100 and ten donors, and the figures of docs/results.md come out
+as one JSON: those about finding the original are computed here, those about verdicts and heatmaps in ``verdicts``,
+those about donors in ``donors``, ``ceilings`` and ``cost``. Nothing is ever trained, tuned or chosen on these queries.
+A *share* has its exact 95% interval (``metrics.share``).
 """
 
 from __future__ import annotations
@@ -17,17 +18,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from evaluation.ceilings import Covered, ceilings, with_regions
+from evaluation.cost import donor_cost
+from evaluation.donors import donor_figures
 from evaluation.metrics import recall_at, share_of
 from evaluation.outcomes import Outcome, outcome, with_paper
 from evaluation.paper_maps import paper_ious
 from evaluation.queries import DEADLINE_MS, RETRIEVED, Asked, K, Query, ask_all, read_queries
 from evaluation.verdicts import verdict_figures
 from stemma.api import Ask
+from stemma.catalog import Catalog
 from stemma.client import Client
 from stemma.collection import Collection
 from stemma.collection import open as open_collection
 from stemma.config import Settings
 from stemma.errors import StemmaError
+from stemma.finder import Finder
 from stemma.networks.comparing import Comparator
 from stemma.networks.encoder import Encoder
 from stemma.terminal import progress
@@ -46,7 +52,7 @@ class Speed:
     """Embedded, one thread, the two taken in turn so that a busy machine slows both; milliseconds, medians."""
 
     embedded_p50_ms: float
-    """Finding the original, without comparing."""
+    """Finding the original, without comparing and without donors."""
     encoder_ms: float
 
 
@@ -73,26 +79,39 @@ def quick(
         with open_collection(place, settings=settings) as collection:
             images = _ingest(collection, folder / "originals")
             speed = measure(collection, queries[:: max(1, len(queries) // TIMED_QUERIES)][:TIMED_QUERIES], settings)
+            cost = donor_cost(queries, collection.search)
             if embedded:
                 asked = ask_all(queries, collection.search)
         if not embedded:
             with _client(str(place), settings, hosting, url, folder) as client:
                 asked = ask_all(queries, client.search)
+        covered = _covered(asked, place, settings)
     if codec == "opq" and any(each.answer.used.exact for each in asked if each.answer.verdict != "identical"):
         raise StemmaError("the search was exact where codes should have made the shortlist", subject="--codec opq")
     comparator = Comparator.load(settings.comparator)
     outcomes = [outcome(each, comparator.card.heatmap_min) for each in asked]
     outcomes = with_paper(outcomes, paper_ious(asked, settings, comparator.compare))
+    outcomes = with_regions(outcomes, covered)
     return Measured(
         figures={
             "images": images,
             **figures(asked, speed),
             **verdict_figures(outcomes, comparator.card.heatmap_min),
+            **donor_figures(outcomes),
+            **cost,
             "comparator": comparator.card.digest,
             "seconds": round(time.monotonic() - begun, 1),
         },
         outcomes=outcomes,
     )
+
+
+def _covered(asked: Sequence[Asked], place: Path, settings: Settings) -> dict[str, Covered]:
+    if all(each.query.donor is None for each in asked):
+        return {}
+    finder = Finder.load(settings.objects, settings.encoder.weights)
+    with Catalog.open(str(place)) as catalog:
+        return ceilings(asked, catalog, settings, lambda rgb_HWC: finder.describe(rgb_HWC).box_O4)
 
 
 def with_codec(settings: Settings, codec: Codec) -> Settings:
@@ -131,7 +150,7 @@ def _client(place: str, settings: Settings, hosting: Hosting, url: str | None, f
 def measure(collection: Collection, queries: Sequence[Query], settings: Settings) -> Speed:
     """What finding the original costs, embedded, beside one forward pass of one view on the same pictures."""
     encoder, searches, passes = Encoder.load(settings.encoder), [], []
-    ask = Ask(k=K, deadline_ms=DEADLINE_MS, rerank=0)
+    ask = Ask(k=K, deadline_ms=DEADLINE_MS, rerank=0, donors=0)
     with DecodePool(settings.decode, children=1) as decoder, progress("time", len(queries)) as done:
         for number, query in enumerate(queries):
             body = query.path.read_bytes()

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from evaluation.donor_tables import donor_tables
+from evaluation.markdown import count_of, table, told, value_of
 from evaluation.verdicts import SETS, VERDICTS
 from stemma.errors import BadRequest
 
 BEGIN = "<!-- written by `stemma evaluate tables`, from here -->"
 END = "<!-- to here -->"
-NONE = ""
 
 
 class Bar(NamedTuple):
@@ -43,6 +44,14 @@ BARS = (
     Bar("real and synthetic pairs: manipulated", "pairs.manipulated", 0.85),
     Bar("real and synthetic pairs: heatmap IoU", "pairs.heatmap_iou", 0.50),
     Bar("expected calibration error", "ece", 0.05, at_most=True),
+    Bar("donor first", "donor.R@1", 0.65),
+    Bar("donor among ten", "donor.R@10", 0.80),
+    Bar("shown a donor where there is none", "false_donors", 0.02, at_most=True),
+    Bar("donor mask IoU, where the donor is right", "donor_mask_iou", 0.60),
+    Bar("verdict right, splice", "verdict.splice", 0.60),
+    Bar("search with donors against without", "donor_search_ratio", 3.0, at_most=True),
+    Bar("copy-move localization, MCC", "mcc", 0.60),
+    Bar("copy-move localization, F1", "f1", 0.62),
     Bar("cost of a pair against dense flow at 224 px", "ratio", 0.4, at_most=True),
 )
 
@@ -68,6 +77,7 @@ def tables(result: dict[str, Any]) -> str:
         parts += [_verdicts(result), _areas(result), _confusion(result), _precision(result)]
     if "pairs" in result:
         parts.append(_pairs(result["pairs"]))
+    parts += donor_tables(result)
     return "\n\n".join(part for part in parts if part)
 
 
@@ -86,35 +96,36 @@ def _bars(result: dict[str, Any]) -> str:
     for bar in BARS:
         figure = _at(result, bar.path)
         if figure is not None:
-            value = _value(figure)
+            value = value_of(figure)
             met = value <= bar.value if bar.at_most else value >= bar.value
             asked = f"at most {bar.value:g}" if bar.at_most else f"{bar.value:g}"
-            rows.append([bar.name, asked, _told(figure), _n(figure), "yes" if met else "**no**"])
-    return _table(["figure", "asked", "reached", "n", "met"], rows) if rows else NONE
+            rows.append([bar.name, asked, told(figure), count_of(figure), "yes" if met else "**no**"])
+    return table(["figure", "asked", "reached", "n", "met"], rows) if rows else ""
 
 
 def _verdicts(result: dict[str, Any]) -> str:
     rows = [
-        [name, _told(result["verdict"][name]), _told(result["forced"][name]), _n(result["verdict"][name])]
+        [name, told(result["verdict"][name]), told(result["forced"][name]), count_of(result["verdict"][name])]
         for name in SETS
+        if name in result["verdict"]
     ]
     words = (
-        f"Abstained on {_told(result['abstained'])} of {result['abstained']['n']} queries; "
+        f"Abstained on {told(result['abstained'])} of {result['abstained']['n']} queries; "
         f"{result['left_out']} edited queries show nothing of their edit and are left out."
     )
-    return _table(["queries", "verdict right", "without abstaining", "n"], rows) + "\n\n" + words
+    return table(["queries", "verdict right", "without abstaining", "n"], rows) + "\n\n" + words
 
 
 def _areas(result: dict[str, Any]) -> str:
     ours, paper = result["heatmap_iou"], result["heatmap_iou_paper"]
-    rows = [[name, _told(ours[name]), _told(paper[name]), _n(ours[name])] for name in ("manip", "both")]
-    rows += [[f"{each['area']} changed", _told(each), "", _n(each)] for each in ours["by_area"]]
+    rows = [[name, told(ours[name]), told(paper[name]), count_of(ours[name])] for name in ("manip", "both")]
+    rows += [[f"{each['area']} changed", told(each), "", count_of(each)] for each in ours["by_area"]]
     area = result["false_area_benign"]
     words = (
         f"Ungated, threshold {result['heatmap_min']:g}; the paper's is its 7 x 7 map, gated, at .35 of its maximum. On "
-        f"benign queries {_told(area, 4)} of the picture is called changed (mean of {area['n']})."
+        f"benign queries {told(area, 4)} of the picture is called changed (mean of {area['n']})."
     )
-    return _table(["queries", "heatmap IoU", "the paper's", "n"], rows) + "\n\n" + words
+    return table(["queries", "heatmap IoU", "the paper's", "n"], rows) + "\n\n" + words
 
 
 def _confusion(result: dict[str, Any]) -> str:
@@ -122,7 +133,7 @@ def _confusion(result: dict[str, Any]) -> str:
         [name, *(f"{row[verdict]:.3f}" if row[verdict] else "" for verdict in VERDICTS), str(row["n"])]
         for name, row in result["confusion"].items()
     ]
-    return _table(["queries", *VERDICTS, "n"], rows)
+    return table(["queries", *VERDICTS, "n"], rows)
 
 
 def _precision(result: dict[str, Any]) -> str:
@@ -134,9 +145,9 @@ def _precision(result: dict[str, Any]) -> str:
 def _pairs(pairs: dict[str, Any]) -> str:
     def rows() -> Iterator[list[str]]:
         for name, each in {"all pairs": pairs, **pairs["by_made"], **pairs["by_kind"]}.items():
-            yield [name, _told(each["manipulated"]), _told(each["heatmap_iou"]), _n(each["manipulated"])]
+            yield [name, told(each["manipulated"]), told(each["heatmap_iou"]), count_of(each["manipulated"])]
 
-    return _table(["pairs", "manipulated", "heatmap IoU", "n"], list(rows()))
+    return table(["pairs", "manipulated", "heatmap IoU", "n"], list(rows()))
 
 
 def _at(result: dict[str, Any], path: str) -> Any:
@@ -144,28 +155,3 @@ def _at(result: dict[str, Any], path: str) -> Any:
     for key in path.split("."):
         value = value.get(key) if isinstance(value, dict) else None
     return value
-
-
-def _value(figure: Any) -> float:
-    return float(figure["share" if "share" in figure else "mean"] if isinstance(figure, dict) else figure)
-
-
-def _told(figure: Any, digits: int = 3) -> str:
-    """The figure with what is known of its error."""
-    value = f"{_value(figure):.{digits}f}"
-    if not isinstance(figure, dict):
-        return value
-    if "upper_95" in figure:
-        return (
-            f"{value} ({round(figure['share'] * figure['n'])} of {figure['n']}, upper bound {figure['upper_95']:.3f})"
-        )
-    return f"{value} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
-
-
-def _n(figure: Any) -> str:
-    return str(figure["n"]) if isinstance(figure, dict) else ""
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -67,7 +67,11 @@ def quarter_map(rows: int = 42, cols: int = 56) -> np.ndarray:
         ("benign", "a", "inconclusive", True, False),
         ("unknown", None, "unknown", False, True),
         ("unknown", None, "benign", True, False),
-        ("splice", None, "unknown", False, False),  # nothing is right about a splice yet
+        ("splice", None, "spliced", False, True),
+        ("splice", None, "unknown", False, False),
+        ("splice", None, "manipulated", True, False),
+        ("unknown", None, "spliced", False, False),
+        ("manip", "a", "spliced", True, False),
     ],
 )
 def test_a_verdict_is_right_for_its_set_and_of_the_right_original(

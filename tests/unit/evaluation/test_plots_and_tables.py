@@ -134,7 +134,8 @@ def test_every_row_of_a_table_has_as_many_cells_as_its_head() -> None:
 
 
 def test_every_bar_names_a_figure_that_a_run_can_give() -> None:
-    known = {"retrieval", "verdict", "falsely_accused", "heatmap_iou", "pairs", "ece", "ratio"}
+    known = {"retrieval", "verdict", "falsely_accused", "heatmap_iou", "pairs", "ece", "ratio", "donor", "false_donors"}
+    known |= {"donor_mask_iou", "donor_search_ratio", "mcc", "f1"}
     assert {bar.path.split(".")[0] for bar in BARS} == known
 
 

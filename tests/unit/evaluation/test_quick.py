@@ -59,6 +59,18 @@ def test_what_was_done_to_a_query_is_read_with_it(rendered_set: Path) -> None:
     assert found.mask == rendered_set / "masks/0000.png"
 
 
+def test_a_splice_knows_its_donor_by_the_digest_of_its_file(rendered_set: Path) -> None:
+    known = {"donor": "a.jpg", "donor_box": [1, 2, 30, 40], "query_box": [5.5, 6, 7, 8], "mask": "0000.png"}
+    record = {"file": "0000.jpg", "set": "splice", "original": None, "mirrored": False, "area": 0.05, **known}
+    (rendered_set / "truth.json").write_text(json.dumps({"queries": [record]}))
+    (found,) = read_queries(rendered_set)
+    assert (found.donor, found.original) == (hashlib.sha256(b"original").hexdigest(), None)
+    assert found.donor_path == rendered_set / "originals/a.jpg"
+    assert (found.donor_box, found.query_box) == ((1.0, 2.0, 30.0, 40.0), (5.5, 6.0, 7.0, 8.0))
+    # renderings of one donor are not independent
+    assert found.photograph == "a.jpg"
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"queries": [{"file": "x"}]}', '{"queries": 3}'])
 def test_a_folder_that_is_no_rendered_set_says_how_to_make_one(rendered_set: Path, text: str) -> None:
     (rendered_set / "truth.json").write_text(text)
@@ -117,7 +129,7 @@ def test_every_query_is_asked_in_order_with_a_hundred_candidates(rendered_set: P
     result = ask_all(queries, search)
     assert [each.query for each in result] == queries
     assert [body for body, _ in seen] == [b"0000.jpg", b"0001.jpg"]
-    assert {ask.k for _, ask in seen} == {100}
+    assert {(ask.k, ask.donors) for _, ask in seen} == {(100, 10)}
 
 
 def test_an_error_names_the_query_it_happened_on(rendered_set: Path) -> None:

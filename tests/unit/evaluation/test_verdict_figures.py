@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.outcomes import RIGHT, Outcome
+from evaluation.outcomes import RIGHT, STRANGE, Outcome
 from evaluation.verdicts import SETS, VERDICTS, Step, steps, verdict_figures
 
 SHARE, MEAN = {"share", "n", "low", "high"}, {"mean", "n", "low", "high"}
@@ -31,8 +31,8 @@ def made(kind: str, verdict: str | None = None, **change: object) -> Outcome:
             area=0.05 if edited else 0.0,
             benign=(),
             left_out=False,
-            found=kind != "unknown",
-            named=kind != "unknown",
+            found=kind not in STRANGE,
+            named=kind not in STRANGE,
             verdict=right if verdict is None else verdict,  # type: ignore[arg-type]
             confidence=1.0,
             probabilities=(0.1, 0.9, 0.0) if edited else (0.9, 0.1, 0.0),
@@ -45,7 +45,7 @@ def made(kind: str, verdict: str | None = None, **change: object) -> Outcome:
 
 
 def test_the_figures_have_the_shape_that_was_agreed() -> None:
-    result = verdict_figures([made(kind) for kind in (*SETS, "splice")], 0.5)
+    result = verdict_figures([made(kind) for kind in SETS], 0.5)
     assert set(result["verdict"]) == set(result["forced"]) == set(SETS)
     assert all(set(each) == SHARE for each in (*result["verdict"].values(), *result["forced"].values()))
     assert set(result["abstained"]) == SHARE
@@ -89,9 +89,13 @@ def test_what_cannot_be_seen_is_left_out_of_everything() -> None:
     assert {**alone, "left_out": 2} == beside
 
 
-def test_splices_change_no_figure_yet() -> None:
-    outcomes = [made(kind) for kind in SETS]
-    assert verdict_figures(outcomes, 0.5) == verdict_figures([*outcomes, made("splice", "manipulated")], 0.5)
+def test_splices_have_a_row_and_change_no_figure_of_the_others() -> None:
+    without, spliced = [made(kind) for kind in SETS if kind != "splice"], made("splice", "unknown", confidence=0.2)
+    alone, beside = verdict_figures(without, 0.5), verdict_figures([*without, spliced, made("splice")], 0.5)
+    assert beside["verdict"]["splice"]["share"] == 0.5 and beside["confusion"]["splice"]["spliced"] == 0.5
+    for name in ("verdict", "forced", "confusion"):
+        alone[name].pop("splice"), beside[name].pop("splice")
+    assert alone == beside
 
 
 def test_iou_by_area_takes_each_edited_query_once() -> None:
