@@ -15,18 +15,18 @@ from stemma.terminal import notes, run
 from training import curves, fit, hardest, loop, recipe
 from training.own_codec import train_own_codec
 
-NETWORKS = ("encoder", "comparator", "detector")
+NETWORKS = ("encoder", "comparator", "detector", "student")
 FITS = ("pca", "codec", "threshold", "calibrate", "objects")
 
 
 def train(argv: list[str]) -> int:
-    """``stemma train encoder | comparator | detector``, ``stemma train pca | codec | threshold``."""
+    """``stemma train encoder | comparator | detector | student``, ``stemma train pca | codec | threshold``."""
     network = bool(argv) and argv[0] in NETWORKS
     return run(_network if network else _fit, argv, name="train")
 
 
 def _network(
-    what: Annotated[str, typer.Argument(help="encoder, comparator or detector")],
+    what: Annotated[str, typer.Argument(help="encoder, comparator, detector or student")],
     config: Annotated[
         Path | None, typer.Option(help="training config; default: that of the starter, or of the run that is resumed")
     ] = None,
@@ -87,6 +87,9 @@ def _fit(
         Path | None, typer.Option(help="codec: train the collection's own, from its originals")
     ] = None,
     kind: Annotated[str, typer.Option(help="codec of a collection: opq, paper or objects")] = "opq",
+    features: Annotated[
+        Path | None, typer.Option(help="codec: features of views (.npz) as the export of these weights kept them")
+    ] = None,
 ) -> int:
     """Fit the starter's projections, codec or match threshold, the comparator's thresholds, the embedding of objects,
     or a collection's own codec.
@@ -107,7 +110,8 @@ def _fit(
         return _calibrate(data, weights.resolve(out))
     if what == "objects":
         return _objects(data, weights.resolve(out))
-    return fit.main([what, "--data", str(data), *(["--out", str(out)] if out is not None else [])])
+    named = {"--data": data, "--out": out, "--features": features}
+    return fit.main([what, *(part for name, path in named.items() if path is not None for part in (name, str(path)))])
 
 
 def _objects(data: Path, out: Path) -> int:

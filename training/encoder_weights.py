@@ -19,7 +19,6 @@ from torch import Tensor
 from stemma.errors import BadRequest, Corrupt, NotFound
 from stemma.networks import weights as files
 from training import encoder, fit, views
-from training import split as split_files
 from training.encoder import EncoderTraining
 
 FROZEN = ("trunk.stem.", "trunk.cells.", "cells.")
@@ -41,7 +40,7 @@ DATA = (
 )
 REFIT = "Cells are not those of the weights before: the match threshold must be fitted again (stemma train threshold)."
 NEXT = (
-    "stemma train codec --data DIR",
+    "stemma train codec --data DIR [--features VIEWS.npz, as the export kept them]",
     "stemma train objects --data DIR",
     "stemma train threshold --data DIR",
     "python -m training.donors --data DIR --write",
@@ -59,8 +58,11 @@ def write(
     curve: Mapping[str, Any],
     *,
     subject: str,
+    keep: Path | None = None,
 ) -> files.Card:
     """Write the encoder of a checkpoint into ``out``; the card before is that of ``out``, else the shipped one.
+
+    ``keep``: where the features of the rendered views go, for the codec that is trained on the same.
 
     Raises ``Corrupt`` for a checkpoint that does not fit its own config, ``BadRequest`` for another size than before.
     """
@@ -74,7 +76,7 @@ def write(
         raise Corrupt(f"the checkpoint does not fit its own config: {error}", subject=subject) from error
     tensors = stored(network.state_dict())
     cells_kept = same_cells(tensors, old)
-    embedding_scale = _scale(data, tensors, before)
+    embedding_scale = _scale(data, tensors, before, keep)
     scales = {"embedding_scale": embedding_scale, "cells_scale": before.cells_scale}
     card = dataclasses.replace(
         before,
@@ -117,10 +119,11 @@ def same_cells(tensors: files.Tensors, before: files.Tensors) -> bool:
     )
 
 
-def _scale(data: Path, tensors: files.Tensors, before: files.Card) -> float:
-    """The scale of the embeddings of the 501 photographs under these tensors, as ``training.fit`` chooses it."""
-    network = views.ready(tensors, before.size)
+def _scale(data: Path, tensors: files.Tensors, before: files.Card, keep: Path | None) -> float:
+    """The scale of the embeddings of rendered views of the 501 under these tensors, as ``training.fit`` chooses it."""
     torch.set_num_threads(1)
-    photographs = views.photographs(data, split_files.load().train)
-    pooled_NPC = np.stack([views.pooled(network, one)[0][None] for one in photographs])
-    return fit.int8_scale(fit.project(network, pooled_NPC).astype(np.float64))
+    network = views.ready(tensors, before.size)
+    features = fit.features_of(network, data, None, per_cells=0)
+    if keep is not None:
+        features.save(keep)
+    return fit.int8_scale(fit.project(network, features.pooled_NPC).astype(np.float64))

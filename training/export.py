@@ -35,12 +35,12 @@ LICENCES = (
 LIMITS = ("Measured on the renderer it was trained with: figures on other edits will be lower.",)
 
 
-def export(run: Path, out: Path, data: Path | None = None) -> Card | ComparatorCard:
+def export(run: Path, out: Path, data: Path | None = None, keep: Path | None = None) -> Card | ComparatorCard:
     """Write the network of ``run``, a run's folder (its best checkpoint) or a checkpoint, into ``out``.
 
     Thresholds that stand on a card in ``out`` stay as first values. An encoder needs the development data, to fit its
-    scale. Raises ``NotFound`` where there is no checkpoint, ``Corrupt`` for one that cannot be read, ``BadRequest`` for
-    a run of another network and an encoder without data.
+    scale; what it rendered for that is kept in ``keep``. Raises ``NotFound`` where there is no checkpoint, ``Corrupt``
+    for one that cannot be read, ``BadRequest`` for a run of another network and an encoder without data.
     """
     path = checkpoint(run)
     state = loop.load(path)
@@ -54,7 +54,7 @@ def export(run: Path, out: Path, data: Path | None = None) -> Card | ComparatorC
     if data is None:
         raise BadRequest("an encoder's scale is fitted on photographs: --data DIR or STEMMA_DATA", subject="--data")
     figures = curve(path.parent / loop.LOG, int(state["t"]))
-    return encoder_weights.write(state, config.encoder, out, data, figures, subject=str(path))
+    return encoder_weights.write(state, config.encoder, out, data, figures, subject=str(path), keep=keep)
 
 
 def _comparator(path: Path, state: dict[str, Any], config: TrainingConfig, out: Path) -> ComparatorCard:

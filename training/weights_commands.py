@@ -47,6 +47,9 @@ def _weights(
     data: Annotated[
         Path | None, typer.Option(envvar="STEMMA_DATA", help="export of an encoder: development data")
     ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="export of an encoder: keep its views' features (.npz) for stemma train codec")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> int:
     """What weights there are, what their cards say, whether files and answers are the released ones; import, export."""
@@ -64,7 +67,7 @@ def _weights(
     elif what == "import":
         _import(source or [], out)
     elif what == "export":
-        _export(run_, files.resolve(out), data)
+        _export(run_, files.resolve(out), data, features)
     else:
         raise BadRequest(f"weights takes {', '.join(ACTIONS)}, not {what!r}", subject=what)
     return 0
@@ -125,10 +128,10 @@ def _import(source: list[str], out: Path | None) -> None:
     print(f"{card.digest}  {card.name}: {card.what}")
 
 
-def _export(run_: Path | None, out: Path, data: Path | None) -> None:
+def _export(run_: Path | None, out: Path, data: Path | None, features: Path | None) -> None:
     if run_ is None:
         raise BadRequest("say which run: --run FOLDER or --run CHECKPOINT.pt", subject="--run")
-    card = export(run_, out, data)
+    card = export(run_, out, data, features)
     print(f"{card.digest}  {card.name}: {card.command}")
     if isinstance(card, files.Card):
         print("\n".join((f"{out}: next, in this order", *encoder_weights.NEXT)))

@@ -50,14 +50,17 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir(parents=True)
     for name, phase in zip(NAMES, range(2), strict=True):
         cv2.imwrite(str(folder / name), golden.picture(phase))
-    known = split.load()
+    known, rendered = split.load(), views.view_features
+    monkeypatch.setattr(
+        views, "view_features", lambda *given, per_cells, processes: rendered(*given, per=1, per_cells=per_cells)
+    )
     monkeypatch.setattr(split, "load", lambda: type(known)(train=NAMES, calibrate=known.calibrate))
     return tmp_path / "data"
 
 
 def test_cells_and_threshold_stay_and_the_scale_is_fitted(run: Path, data: Path, tmp_path: Path) -> None:
     out, before = tmp_path / "out", weights.card()
-    card = export.export(run, out, data)
+    card = export.export(run, out, data, tmp_path / "views.npz")
     read, tensors = weights.read_tensors(out)
     assert isinstance(card, weights.Card) and read == card and card.digest != before.digest
     assert (card.match_threshold, card.calibration) == (before.match_threshold, before.calibration)
@@ -72,15 +75,10 @@ def test_cells_and_threshold_stay_and_the_scale_is_fitted(run: Path, data: Path,
     made, was = (one.encode(golden.picture(0), mirrored=False) for one in (mine, theirs))
     assert made.cells_VNF is not None and was.cells_VNF is not None
     assert np.array_equal(made.cells_VNF, was.cells_VNF)
-    assert card.embedding_scale == fit.int8_scale(_unit(out, data))
-    # the fitted scale reaches the last level, and clips next to nothing
-    assert np.abs(made.embedding_VD).max() > 60
-
-
-def _unit(out: Path, data: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    network = views.network(out)
-    pooled_NPC = np.stack([views.pooled(network, one)[0][None] for one in views.photographs(data, NAMES)])
-    return fit.project(network, pooled_NPC).astype(np.float64)
+    # the scale is that of the views that were kept, and the codec may be trained on them
+    kept = views.Features.load(tmp_path / "views.npz", len(NAMES))
+    unit_ND = fit.project(views.network(out), kept.pooled_NPC).astype(np.float64)
+    assert card.embedding_scale == fit.int8_scale(unit_ND) and np.abs(made.embedding_VD).max() > 60
 
 
 def test_moved_cells_are_said(run: Path, data: Path, tmp_path: Path) -> None:
