@@ -193,7 +193,7 @@ def _benign_steps(outcomes: Sequence[Outcome]) -> Iterator[tuple[Outcome, Step]]
 
 def confusion(outcomes: Sequence[Outcome]) -> Card:
     """Verdicts by what the queries were; each row sums to 1."""
-    card = Card(760, 414)
+    card = Card(760, 430)
     card.title("Verdicts by what the queries were", "Shares of each row; the right verdict is outlined")
     wide, tall, left, top = 101.0, 42.0, 128.0, 112.0
     for j, verdict in enumerate(VERDICTS):
@@ -216,6 +216,10 @@ def confusion(outcomes: Sequence[Outcome]) -> Card:
             card.rect(x + 1, y + 1, wide - 4, tall - 4, fill=colour, opacity=0.45 * share**0.5, radius=5)
             words = "" if share == 0 else f"{share:.3f}"
             card.text(x + wide / 2 - 1, y + 25, words, size=13, anchor="middle", bold=right)
-    card.text(MARGIN_PX, top + tall * len(SETS) + 26, "benign: reposted · manip: edited · both: edited, then reposted"
-              " · unknown: no original in the collection · splice: the same, with an object of one that is", size=11, fill=SOFT)  # fmt: skip
+    under = (
+        "benign: reposted · manip: edited · both: edited, then reposted · unknown: no original in the collection",
+        "splice: no original either, but an object of a photograph that is in the collection",
+    )
+    for number, words in enumerate(under):
+        card.text(MARGIN_PX, top + tall * len(SETS) + 26 + 16 * number, words, size=11, fill=SOFT)
     return card
