@@ -18,11 +18,14 @@ from stemma.embedded import (
     EmbeddedComparator,
     EmbeddedDecoder,
     EmbeddedEncoder,
+    EmbeddedFinder,
     EmbeddedShards,
     NoShards,
     named_record,
 )
+from stemma.embedded import objects_weights as objects_weights_of
 from stemma.errors import BadRequest, Conflict, NotFound
+from stemma.finder import Finder, card_for
 from stemma.index.choice import codec_of, codec_wanted
 from stemma.index.partition import Partition
 from stemma.index.seal import maintain
@@ -75,6 +78,7 @@ class Collection:
         self._partition: Partition | None = None
         self._encoder: Encoder | None = None
         self._comparator: Comparator | None = None
+        self._finder: EmbeddedFinder | None = None
         self._pool: DecodePool | None = None
         self._runner: asyncio.Runner | None = None
 
@@ -205,6 +209,7 @@ class Collection:
                 job=job,
                 decoder=EmbeddedDecoder(self._decoders()),
                 encoder=EmbeddedEncoder(self._networks()),
+                finder=self._objects() if self.settings.objects.ingest else None,
                 settings=self.settings,
                 overwrite=replace,
                 rejects_file=None if job == "upload" else Path(self.url, REJECTS),
@@ -224,13 +229,20 @@ class Collection:
         """Move every original over to the weights of these settings, from its working copy; returns how many.
 
         The collection is the old one until all are done, and after a crash. Nothing happens where the weights are these
-        already. History ends: no search as of an earlier version. Raises ``Conflict`` while another process writes.
+        already, those of the objects too. History ends: no search as of an earlier version. Raises ``Conflict`` while
+        another process writes.
         """
         with self._lock:
             catalog, encoder = self._write(), self._networks()
-            if catalog.weights in (None, encoder.weights):
+            finder = self._objects() if self.settings.objects.ingest else None
+            objects_weights = None if finder is None else finder.card.digest
+            if catalog.weights is None or (catalog.weights, objects_weights_of(catalog)) == (
+                encoder.weights,
+                objects_weights,
+            ):
                 return 0
-            moved = catalog.reencode(encoder.weights, described_by(encoder), progress or (lambda _: None))
+            describe = described_by(encoder, None if finder is None else finder.networks())
+            moved = catalog.reencode(encoder.weights, describe, progress or (lambda _: None))
             self._maintain()
             return moved
 
@@ -298,6 +310,14 @@ class Collection:
         self._encoder = self._encoder or Encoder.load(self.settings.encoder)
         return self._encoder
 
+    def _objects(self) -> EmbeddedFinder | None:
+        """What finds objects, not loaded yet; None where the weights bring none."""
+        objects, encoder = self.settings.objects, self.settings.encoder.weights
+        known = card_for(objects, encoder)
+        if self._finder is None and known is not None:
+            self._finder = EmbeddedFinder(known, lambda: Finder.load(objects, encoder))
+        return self._finder
+
     def _decoders(self) -> DecodePool:
         self._pool = self._pool or DecodePool(self.settings.decode)
         return self._pool
@@ -322,6 +342,7 @@ class Collection:
             card=self._card,
             comparator_card=comparator.card,
             settings=self.settings,
+            finder=self._objects(),
         )
 
 

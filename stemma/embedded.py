@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from stemma.api import ImageRecord, Metadata
 from stemma.catalog.catalog import Catalog
+from stemma.clones import Clone
 from stemma.config import LimitSettings
 from stemma.errors import BadRequest, NotFound, Unavailable
-from stemma.flow import AnyQuery, Encoded, Found, Hit, Judged, Pairing, Pixels
+from stemma.finder import Finder
+from stemma.flow import (
+    AnyQuery,
+    Described,
+    Encoded,
+    Float,
+    Found,
+    Hit,
+    Judged,
+    ObjectHit,
+    Objects,
+    Pairing,
+    Pixels,
+)
 from stemma.index.filters import parse
 from stemma.index.merge import merge
 from stemma.index.partition import Partition
 from stemma.networks.comparing import Comparator
 from stemma.networks.encoder import Encoder
+from stemma.networks.weights import ObjectsCard, objects_card
 from stemma.query import Plan
+from stemma.splice import Donor
 from stemma.vision.decode import DecodePool
+from stemma.vision.geometry import Map33
 
 HERE = "embedded"  # the one host there is
 
@@ -50,6 +68,35 @@ class EmbeddedComparator:
 
     async def compare(self, query: Pixels, pairings: Sequence[Pairing]) -> list[Judged]:
         return self._comparator.compare(query.rgb_HWC, pairings)
+
+
+class EmbeddedFinder:
+    """Finds and verifies objects in the calling thread; loads the networks when they are first asked."""
+
+    def __init__(self, card: ObjectsCard, load: Callable[[], Finder]) -> None:
+        self.card = card
+        self._load, self._lock = load, threading.Lock()
+        self._loaded: Finder | None = None
+
+    def networks(self) -> Finder:
+        """The plain ``Finder``."""
+        with self._lock:
+            self._loaded = self._loaded or self._load()
+        return self._loaded
+
+    async def objects(self, pixels: Pixels) -> Objects:
+        return self.networks().objects(pixels.rgb_HWC)
+
+    async def describe(self, pixels: Pixels, box_O4: Float | None) -> Described:
+        return self.networks().describe(pixels.rgb_HWC, box_O4)
+
+    async def verify(
+        self, pixels: Pixels, described: Described, hits: Sequence[ObjectHit], copies: Sequence[bytes]
+    ) -> list[Donor]:
+        return self.networks().verify(pixels.rgb_HWC, described, hits, copies)
+
+    async def clones(self, pixels: Pixels, box_O4: Float, host: bytes, transform_33: Map33) -> list[Clone]:
+        return self.networks().clones(pixels.rgb_HWC, box_O4, host, transform_33)
 
 
 class EmbeddedShards:
@@ -98,6 +145,10 @@ class EmbeddedShards:
         self._catalog.refresh()
         return stored(self._catalog, image_id)
 
+    async def objects_weights(self) -> str | None:
+        """See ``Shards.objects_weights``."""
+        return objects_weights(self._catalog)
+
 
 class NoShards:
     """For comparing two given pictures: there is no collection, and nothing asks for one."""
@@ -115,6 +166,9 @@ class NoShards:
         raise self._missing()
 
     async def stored(self, image_id: str) -> tuple[ImageRecord, bytes]:  # noqa: ARG002 - the protocol's
+        raise self._missing()
+
+    async def objects_weights(self) -> str | None:
         raise self._missing()
 
     def _missing(self) -> NotFound:
@@ -142,6 +196,11 @@ def find_identical(catalog: Catalog, sha256: str, plan: Plan, limits: LimitSetti
         nprobe=0,
         codec="exact",
     )
+
+
+def objects_weights(catalog: Catalog) -> str | None:
+    """See ``Shards.objects_weights``."""
+    return getattr(catalog, "objects_weights", objects_card().digest)
 
 
 def working_copies(catalog: Catalog, rows: Sequence[int]) -> list[bytes]:

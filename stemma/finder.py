@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stemma import splice
+from stemma import clones, splice
 from stemma.config import ObjectSettings
 from stemma.errors import NotFound
 from stemma.flow import OBJECTS_MAX, Described, Float, ObjectHit, Objects
@@ -94,20 +94,15 @@ class Finder:
     ) -> list[splice.Donor]:
         """Each hit's own object matched with the query's, the likeliest donor first; ``donors`` are the hits' working
         copies. Raises ``Corrupt`` for one that cannot be read."""
-        query = splice.Query(rgb_HWC, described.box_O4, self._encoder.cells)
-        verified = [
-            splice.verify(
-                query,
-                hit,
-                read_working_copy(copy),
-                cells_of=self._encoder.cells,
-                chance=self._chance,
-                damped=splice.damped(hit, described.hubness_VO),
-            )
-            for hit, copy in zip(hits, donors, strict=True)
-        ]
-        return splice.ranked(verified)
+        return splice.verified(
+            splice.Query(rgb_HWC, described.box_O4, self._encoder.cells),
+            hits,
+            [read_working_copy(copy) for copy in donors],
+            cells_of=self._encoder.cells,
+            chance=self._chance,
+            hubness_VO=described.hubness_VO,
+        )
 
-    def clones(self, rgb_HWC: Picture, box_O4: Float, host: bytes, transform_33: Map33) -> list[splice.Donor]:  # noqa: ARG002
+    def clones(self, rgb_HWC: Picture, box_O4: Float, host: bytes, transform_33: Map33) -> list[clones.Clone]:
         """Those of the boxes that show another place of the host; ``transform_33`` lays the query over the host."""
-        return []
+        return clones.find(rgb_HWC, box_O4, read_working_copy(host), transform_33)

@@ -17,14 +17,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypedDict
 
 from stemma.api import IngestItem, IngestResult, ItemStatus, Metadata, Problem, Wire
 from stemma.catalog.catalog import Catalog, Draft
 from stemma.catalog.generation import Describe, Described
 from stemma.config import Settings
+from stemma.donors import Finder
 from stemma.errors import BadRequest, NotFound, StemmaError, TooLarge
-from stemma.flow import Pixels
+from stemma.finder import Finder as ObjectFinder
 from stemma.networks import encoder as networks
 from stemma.query import Decoder, Encoder
 from stemma.vision.decode import read_working_copy, working_copy
@@ -60,17 +61,27 @@ class IngestSummary(Wire):
 
 
 async def prepare(
-    body: bytes, *, name: str, image_id: str | None, metadata: Metadata, job: str, decoder: Decoder, encoder: Encoder
+    body: bytes,
+    *,
+    name: str,
+    image_id: str | None,
+    metadata: Metadata,
+    job: str,
+    decoder: Decoder,
+    encoder: Encoder,
+    finder: Finder | None = None,
 ) -> Draft:
-    """The draft of one picture. Raises the decoder's errors.
+    """The draft of one picture; without a finder it has no objects. Raises the decoder's errors.
 
     The networks see the decoded *working copy*, not the upload: what is stored can then be encoded again, by other
     weights, to the same bits.
     """
     pixels = await decoder.decode(body)
     copy = working_copy(pixels)
-    encoded = await encoder.encode(_as_stored(pixels, copy), mirrored=False)
+    stored = replace(pixels, rgb_HWC=read_working_copy(copy))
+    encoded = await encoder.encode(stored, mirrored=False)
     assert encoded.cells_VNF is not None
+    objects = None if finder is None else await finder.objects(stored)
     return Draft(
         image_id=image_id,
         name=name,
@@ -84,19 +95,17 @@ async def prepare(
         job=job,
         source=name,
         metadata=metadata,
+        objects=objects,
     )
 
 
-def _as_stored(pixels: Pixels, copy: bytes) -> Pixels:
-    return replace(pixels, rgb_HWC=read_working_copy(copy))
-
-
-def described_by(encoder: networks.Encoder) -> Describe:
-    """What ``encoder`` makes of working copies: the bits that ingesting the picture anew would store."""
+def described_by(encoder: networks.Encoder, finder: ObjectFinder | None = None) -> Describe:  # noqa: ARG001
+    """What these make of working copies: the bits that ingesting the picture anew would store."""
 
     def describe(copies: Sequence[bytes]) -> list[Described]:
         out = []
-        for encoded in encoder.encode_batch([read_working_copy(copy) for copy in copies], mirrored=False):
+        pictures = [read_working_copy(copy) for copy in copies]
+        for encoded in encoder.encode_batch(pictures, mirrored=False):
             assert encoded.cells_VNF is not None
             out.append((encoded.embedding_VD[0], encoded.cells_VNF[0]))
         return out
@@ -209,6 +218,7 @@ def ingest_sources(
     job: str,
     decoder: Decoder,
     encoder: Encoder,
+    finder: Finder | None = None,
     settings: Settings,
     overwrite: bool = False,
     rejects_file: Path | None = None,
@@ -221,7 +231,8 @@ def ingest_sources(
     """
     started = time.monotonic()
     tally = _Tally(catalog.seq, settings.limits.batch_items_max, rejects_file, more=rejects_more)
-    prepared = _prepare_all(catalog, sources, job=job, decoder=decoder, encoder=encoder)
+    parts = _Parts(job=job, decoder=decoder, encoder=encoder, finder=finder)
+    prepared = _prepare_all(catalog, sources, parts)
     try:
         for batch in _batches(prepared, settings.ingest.batch_images):
             drafts = [outcome for outcome in batch if isinstance(outcome, Draft)]
@@ -236,14 +247,23 @@ def ingest_sources(
     return tally.summary(time.monotonic() - started)
 
 
+class _Parts(TypedDict):
+    """What makes a draft of a source."""
+
+    job: str
+    decoder: Decoder
+    encoder: Encoder
+    finder: Finder | None
+
+
 def _prepare_all(
-    catalog: Catalog, sources: Iterator[Source], *, job: str, decoder: Decoder, encoder: Encoder
+    catalog: Catalog, sources: Iterator[Source], parts: _Parts
 ) -> Generator[Draft | IngestItem, None, None]:
     """Outcomes in the order of the sources, worked on by all cores, a bounded number ahead of the committer."""
     cores = os.cpu_count() or 1
 
     def work(source: Source) -> Draft | IngestItem:
-        return asyncio.run(_prepare_one(catalog, source, job, decoder, encoder))
+        return asyncio.run(_prepare_one(catalog, source, parts))
 
     with ThreadPoolExecutor(cores, thread_name_prefix="ingest") as executor:
         ahead: deque[Future[Draft | IngestItem]] = deque()
@@ -259,23 +279,13 @@ def _prepare_all(
                 future.cancel()
 
 
-async def _prepare_one(
-    catalog: Catalog, source: Source, job: str, decoder: Decoder, encoder: Encoder
-) -> Draft | IngestItem:
+async def _prepare_one(catalog: Catalog, source: Source, parts: _Parts) -> Draft | IngestItem:
     try:
         body = source.read()
         there = catalog.find_sha256(hashlib.sha256(body).hexdigest())
         if there is not None and source.image_id in (None, there.image_id):
             return IngestItem(name=source.name, image_id=there.image_id, status="duplicate")
-        return await prepare(
-            body,
-            name=source.name,
-            image_id=source.image_id,
-            metadata=source.metadata,
-            job=job,
-            decoder=decoder,
-            encoder=encoder,
-        )
+        return await prepare(body, name=source.name, image_id=source.image_id, metadata=source.metadata, **parts)
     except StemmaError as error:
         return rejected(source.name, source.image_id, error)
 

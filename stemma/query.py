@@ -1,4 +1,4 @@
-"""The way of a query, top to bottom: look up, decode, encode, search, verify, compare, decide, answer.
+"""The way of a query, top to bottom: look up, decode, encode, search, verify, compare, decide, trace, answer.
 
 ``answer`` is the whole of it for one picture, over the protocols below. Embedded ones (``stemma/embedded.py``) compute
 in the calling thread; served ones (``serving/engine.py``) coalesce concurrent calls behind the ``await``. Both give
@@ -11,19 +11,24 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from stemma import verdict
+import numpy as np
+
+from stemma import donors, verdict
 from stemma.api import Answer, Ask, Candidate, Comparison, Coverage, ImageRecord, Metadata, Used, Versions
 from stemma.config import Settings
+from stemma.donors import Finder, Sought, Traced
 from stemma.errors import BadRequest, DeadlineExceeded, StemmaError, TooLarge, Unavailable
-from stemma.flow import Encoded, Found, Hit, Judged, Pairing, Pixels, ShardQuery
+from stemma.flow import AnyQuery, Encoded, Found, Hit, Judged, Pairing, Pixels, ShardQuery
+from stemma.networks import explain
 from stemma.networks.matching import match
 from stemma.networks.weights import Card, ComparatorCard
+from stemma.stages import Stages
 from stemma.verdict import Decision, Rules
+from stemma.vision import geometry
 from stemma.vision.decode import read_working_copy, working_copy
 
 UNREACHABLE = "no comparator answered"
@@ -44,7 +49,7 @@ class Encoder(Protocol):
 
 
 class Shards(Protocol):
-    async def search(self, query: ShardQuery, deadline_ms: float) -> Found:
+    async def search(self, query: AnyQuery, deadline_ms: float) -> Found:
         """The merged shortlist of all hosts, with what was not searched. Raises ``Unavailable``, ``BadRequest``."""
         ...
 
@@ -67,6 +72,10 @@ class Shards(Protocol):
         """A live original and its working copy. Raises ``NotFound``."""
         ...
 
+    async def objects_weights(self) -> str | None:
+        """Digest of the weights that made the objects of the collection; None: nothing in it has any."""
+        ...
+
 
 class Comparator(Protocol):
     async def compare(self, query: Pixels, pairings: Sequence[Pairing]) -> list[Judged]:
@@ -85,6 +94,8 @@ class Engine:
     card: Card
     comparator_card: ComparatorCard
     settings: Settings
+    finder: Finder | None = None
+    """None: the weights bring no objects, and no answer has donors."""
 
     @property
     def rules(self) -> Rules:
@@ -98,35 +109,11 @@ class Plan:
     k: int
     nprobe: int
     rerank: int
+    donors: int
     filter: str | None
     as_of: int | None
     min_version: int | None
     deadline_ms: float
-
-
-@dataclass(slots=True)
-class Stages:
-    """Wall time by stage, and the time that is left of a deadline. Stages do not overlap."""
-
-    deadline_ms: float
-    started: float = field(default_factory=time.monotonic)
-    timings_ms: dict[str, float] = field(default_factory=dict)
-
-    def left_ms(self) -> float:
-        return self.deadline_ms - 1e3 * (time.monotonic() - self.started)
-
-    @contextmanager
-    def stage(self, name: str, *, always: bool = False) -> Iterator[None]:
-        """Time one stage. Raises ``DeadlineExceeded`` when no time is left to begin it, unless it runs ``always``."""
-        if self.left_ms() <= 0 and not always:
-            raise DeadlineExceeded(f"{self.deadline_ms:.0f} ms were over before {name}; give more deadline_ms")
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            spent_ms = 1e3 * (time.monotonic() - begun)
-            # a stage may come again: candidates are compared in several rounds
-            self.timings_ms[name] = round(self.timings_ms.get(name, 0.0) + spent_ms, 3)
 
 
 async def answer(image: bytes, ask: Ask, engine: Engine, *, query_id: str | None = None) -> Answer:
@@ -144,7 +131,7 @@ async def answer(image: bytes, ask: Ask, engine: Engine, *, query_id: str | None
         identical = await engine.shards.identical(hashlib.sha256(image).hexdigest(), plan)
     if identical is not None:
         decision = Decision(verdict="identical", confidence=1.0, original=identical.hits[0])
-        return await _conclude(query_id, decision, identical, {}, None, plan, engine, stages)
+        return await _conclude(query_id, decision, identical, {}, None, Traced(), plan, engine, stages)
 
     with stages.stage("decode"):
         pixels = await engine.decoder.decode(image)
@@ -158,7 +145,9 @@ async def answer(image: bytes, ask: Ask, engine: Engine, *, query_id: str | None
     if not encoded.featureless:
         found = await _compare(pixels, found, compared, plan, engine, stages)
     decision = verdict.decide(found.hits, compared, encoded, engine.rules)
-    return await _conclude(query_id, decision, found, compared, pixels, plan, engine, stages)
+    traced = await _trace(pixels, found, compared, decision, plan, engine, stages)
+    decision = verdict.traced(decision, traced.traces)
+    return await _conclude(query_id, decision, found, compared, pixels, traced, plan, engine, stages)
 
 
 async def _compare(
@@ -183,6 +172,45 @@ async def _compare(
     except TimeoutError:
         found = replace(found, notes=(*found.notes, f"{UNREACHABLE} in time; give more deadline_ms"))
     return replace(found, hits=verdict.rerank(found.hits, compared, engine.rules))
+
+
+async def _trace(
+    pixels: Pixels,
+    found: Found,
+    compared: Mapping[int, Judged],
+    decision: Decision,
+    plan: Plan,
+    engine: Engine,
+    stages: Stages,
+) -> Traced:
+    """Where the pieces come from: of a changed original its changed regions, of an unknown picture all its objects."""
+    if not plan.donors or engine.finder is None:
+        return Traced()
+    host, box_O4, transform_33 = decision.original, None, None
+    if host is None:
+        if decision.verdict != "unknown":
+            return Traced()
+    elif decision.verdict == "benign" or host.row not in compared:
+        return Traced()
+    else:
+        judged, size = compared[host.row], (pixels.rgb_HWC.shape[1], pixels.rgb_HWC.shape[0])
+        changed = explain.regions(judged.heatmap_RC, size, shown_min=engine.comparator_card.heatmap_min)
+        if not changed:
+            return Traced()
+        box_O4 = np.array([one.box for one in changed], np.float32)
+        transform_33 = None if judged.transform is None else geometry.from_rows(judged.transform)
+    sought = Sought(
+        pixels=pixels,
+        host=host,
+        box_O4=box_O4,
+        host_from_query_33=transform_33,
+        excluded=tuple(hit.row for hit in found.hits if engine.rules.is_original(hit, compared.get(hit.row))),
+        nprobe=plan.nprobe,
+        filter=plan.filter,
+        as_of=plan.as_of,
+        min_version=plan.min_version,
+    )
+    return await donors.trace(sought, engine.finder, engine.shards, stages)
 
 
 def _pairing(hit: Hit, original: bytes) -> Pairing:
@@ -260,6 +288,7 @@ def resolve(ask: Ask, settings: Settings) -> Plan:
         k=_within("k", ask.k, 1, limits.k_max) or search.k,
         nprobe=_within("nprobe", ask.nprobe, 1, limits.nprobe_max) or search.nprobe,
         rerank=settings.comparator.rerank if ask.rerank is None else ask.rerank,
+        donors=min(settings.objects.donors, limits.donors_max) if ask.donors is None else ask.donors,
         filter=ask.filter or None,
         as_of=ask.as_of,
         min_version=ask.min_version,
@@ -290,14 +319,18 @@ async def _conclude(
     found: Found,
     compared: Mapping[int, Judged],
     pixels: Pixels | None,
+    traced: Traced,
     plan: Plan,
     engine: Engine,
     stages: Stages,
 ) -> Answer:
-    winners = found.hits[: plan.k]
+    winners, traces = found.hits[: plan.k], traced.best(plan.donors)
     with stages.stage("metadata", always=True):  # the answer is known: a late one is better than none
-        metadata = await engine.shards.metadata([hit.row for hit in winners])
-    candidates = [_candidate(hit, known, compared) for hit, known in zip(winners, metadata, strict=True)]
+        metadata = await engine.shards.metadata([one.row for one in (*winners, *traces)])
+    candidates = [_candidate(hit, known, compared) for hit, known in zip(winners, metadata, strict=False)]
+    given = ()
+    if pixels is not None and traces:
+        given = await donors.presented(traces, pixels, metadata[len(winners) :])
     original = None
     if decision.original is not None:
         original = candidates[0]
@@ -311,6 +344,7 @@ async def _conclude(
         confidence=decision.confidence,
         original=original,
         candidates=tuple(candidates),
+        donors=given,
         coverage=Coverage(
             complete=found.images_searched == found.images_total and not found.missing_hosts,
             images_searched=found.images_searched,
@@ -321,7 +355,7 @@ async def _conclude(
             k=plan.k, nprobe=found.nprobe, reranked=len(compared), exact=found.codec == "exact", filter=plan.filter
         ),
         versions=Versions(seq=found.seq, codec=found.codec, weights=engine.card.digest),
-        notes=(*found.notes, *(pixels.notes if pixels else ()), *decision.notes),
+        notes=(*found.notes, *(pixels.notes if pixels else ()), *decision.notes, *traced.notes),
         timings_ms={
             **stages.timings_ms,
             **found.timings_ms,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from stemma.api import Comparison, Heatmap, Probabilities, Region, Verdict
 from stemma.flow import Encoded, Hit, Judged, Pixels
@@ -128,6 +129,25 @@ def decide(ranked: Sequence[Hit], compared: Compared, encoded: Encoded, rules: R
     likelier = max(judged.benign, judged.manipulated) / (judged.benign + judged.manipulated)
     notes = (CLOSE,) if verdict == "inconclusive" else ()
     return Decision(verdict=verdict, confidence=probability * likelier, original=first, notes=notes)
+
+
+class Trace(Protocol):
+    """What a verdict asks of a donor."""
+
+    @property
+    def probability(self) -> float: ...
+    @property
+    def shown(self) -> bool: ...
+    @property
+    def clone(self) -> bool: ...
+
+
+def traced(decision: Decision, traces: Sequence[Trace]) -> Decision:
+    """What donors make of a decision: an unknown picture with a donor sure enough to be shown is ``spliced``."""
+    sure = [one.probability for one in traces if one.shown and not one.clone]
+    if decision.verdict != "unknown" or not sure:
+        return decision
+    return Decision(verdict="spliced", confidence=max(sure), notes=decision.notes)
 
 
 def probabilities(judged: Judged) -> Probabilities:
