@@ -1,4 +1,4 @@
-"""``stemma evaluate quick | int8 | plots | tables`` and ``stemma demo`` at a terminal."""
+"""``stemma evaluate`` and ``stemma demo`` at a terminal."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from evaluation.hosting import hosted
 from evaluation.outcomes import read as read_outcomes
 from evaluation.outcomes import save as write_outcomes
 from evaluation.plots import draw
+from evaluation.protocol_commands import localization, pir, splice
 from evaluation.queries import RETRIEVED
 from evaluation.quick import Codec
 from evaluation.tables import fill, merged, tables
@@ -33,8 +34,16 @@ PIPE_COLUMNS = 120
 
 
 def evaluate(argv: list[str]) -> int:
-    """``stemma evaluate quick | int8 | plots | tables``."""
-    measures: dict[str, Callable[..., int]] = {"quick": _quick, "int8": _int8, "plots": _plots, "tables": _tables}
+    """``stemma evaluate quick | splice | localization | pir | int8 | plots | tables``."""
+    measures: dict[str, Callable[..., int]] = {
+        "quick": _quick,
+        "splice": splice,
+        "localization": localization,
+        "pir": pir,
+        "int8": _int8,
+        "plots": _plots,
+        "tables": _tables,
+    }
     name, rest = (argv[0], argv[1:]) if argv and argv[0] in measures else ("", argv)
     if name:
         return run(measures[name], rest, name=f"evaluate {name}")
@@ -46,13 +55,16 @@ def demo(argv: list[str]) -> int:
     return run(_demo, argv, name="demo")
 
 
-def _evaluate(measure: Annotated[str, typer.Argument(help="quick, int8, plots or tables", metavar="MEASURE")]) -> int:
+def _evaluate(measure: Annotated[str, typer.Argument(help="quick, splice, ...", metavar="MEASURE")]) -> int:
     """Measure stemma on queries with known answers.
 
-    quick: finding the original and what was changed in it, over HTTP, with its speed. int8: what rounding the
-    embeddings costs. plots, tables: what quick has saved, for a person. `stemma evaluate quick --help` tells more.
+    quick: finding the original, what was changed in it and who gave an object, over HTTP, with its speed. splice,
+    localization, pir: the protocols of the second paper, in small. int8: what rounding the embeddings costs. plots,
+    tables: what these have saved, for a person. `stemma evaluate quick --help` tells more.
     """
-    raise BadRequest(f"evaluate has quick, int8, plots and tables, not {measure!r}", subject=measure)
+    raise BadRequest(
+        f"evaluate has quick, splice, localization, pir, int8, plots and tables, not {measure!r}", subject=measure
+    )
 
 
 def _quick(
@@ -106,7 +118,7 @@ def _plots(
 
 
 def _tables(
-    results: Annotated[list[Path], typer.Argument(help="JSON files of `evaluate quick`, `bench comparator`, ...")],
+    results: Annotated[list[Path], typer.Argument(help="JSON files of `evaluate quick`, `evaluate splice`, ...")],
     into: Annotated[Path | None, typer.Option(help="Markdown file whose marked part is replaced")] = None,
 ) -> int:
     """The figures of some runs as Markdown tables: each against what was asked."""

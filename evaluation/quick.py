@@ -33,7 +33,7 @@ from stemma.collection import Collection
 from stemma.collection import open as open_collection
 from stemma.config import Settings
 from stemma.errors import StemmaError
-from stemma.finder import Finder
+from stemma.finder import Finder, card_for
 from stemma.networks.comparing import Comparator
 from stemma.networks.encoder import Encoder
 from stemma.terminal import progress
@@ -107,7 +107,9 @@ def quick(
 
 
 def _covered(asked: Sequence[Asked], place: Path, settings: Settings) -> dict[str, Covered]:
-    if all(each.query.donor is None for each in asked):
+    """Nothing without splices, and where these weights find no objects."""
+    spliced = any(each.query.donor is not None for each in asked)
+    if not spliced or card_for(settings.objects, settings.encoder.weights) is None:
         return {}
     finder = Finder.load(settings.objects, settings.encoder.weights)
     with Catalog.open(str(place)) as catalog:
