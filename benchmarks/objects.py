@@ -111,6 +111,7 @@ def fill(url: str, images: int) -> None:
             source=str(at),
             metadata={},
             objects=_objects(rng, EACH),
+            objects_weights="bench",
         )
         for at in range(images)
     ]

@@ -23,9 +23,8 @@ from stemma.embedded import (
     NoShards,
     named_record,
 )
-from stemma.embedded import objects_weights as objects_weights_of
 from stemma.errors import BadRequest, Conflict, NotFound
-from stemma.finder import Finder, card_for
+from stemma.finder import Finder, card_for, weights_for
 from stemma.index.choice import codec_of, codec_wanted
 from stemma.index.partition import Partition
 from stemma.index.seal import maintain
@@ -235,14 +234,13 @@ class Collection:
         with self._lock:
             catalog, encoder = self._write(), self._networks()
             finder = self._objects() if self.settings.objects.ingest else None
-            objects_weights = None if finder is None else finder.card.digest
-            if catalog.weights is None or (catalog.weights, objects_weights_of(catalog)) == (
-                encoder.weights,
-                objects_weights,
-            ):
+            made_by = (encoder.weights, None if finder is None else finder.weights)
+            if catalog.weights is None or (catalog.weights, catalog.objects_weights) == made_by:
                 return 0
             describe = described_by(encoder, None if finder is None else finder.networks())
-            moved = catalog.reencode(encoder.weights, describe, progress or (lambda _: None))
+            moved = catalog.reencode(
+                encoder.weights, describe, progress or (lambda _: None), objects_weights=made_by[1]
+            )
             self._maintain()
             return moved
 
@@ -313,9 +311,10 @@ class Collection:
     def _objects(self) -> EmbeddedFinder | None:
         """What finds objects, not loaded yet; None where the weights bring none."""
         objects, encoder = self.settings.objects, self.settings.encoder.weights
-        known = card_for(objects, encoder)
-        if self._finder is None and known is not None:
-            self._finder = EmbeddedFinder(known, lambda: Finder.load(objects, encoder))
+        if self._finder is None:
+            card, made_by = card_for(objects, encoder), weights_for(objects, encoder)
+            if card is not None and made_by is not None:
+                self._finder = EmbeddedFinder(card, made_by, lambda: Finder.load(objects, encoder))
         return self._finder
 
     def _decoders(self) -> DecodePool:

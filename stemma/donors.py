@@ -51,6 +51,11 @@ class Finder(Protocol):
         """Known before anything is loaded."""
         ...
 
+    @property
+    def weights(self) -> str:
+        """What the objects that it makes are known by; known before anything is loaded."""
+        ...
+
     async def objects(self, pixels: Pixels) -> Objects:
         """What a stored picture is found by. Raises ``Unavailable``."""
         ...
@@ -149,7 +154,7 @@ async def _clones(sought: Sought, finder: Finder, shards: Shards, traced: Traced
 
 async def _donors(sought: Sought, finder: Finder, shards: Shards, traced: Traced, stages: Stages) -> None:
     card, made_by = finder.card, await shards.objects_weights()
-    if made_by != card.digest:
+    if made_by != finder.weights:
         traced.notes.append(NO_OBJECTS if made_by is None else OTHER_OBJECTS)
         return
     with stages.stage("objects"):

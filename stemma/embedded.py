@@ -31,7 +31,7 @@ from stemma.index.merge import merge
 from stemma.index.partition import Partition
 from stemma.networks.comparing import Comparator
 from stemma.networks.encoder import Encoder
-from stemma.networks.weights import ObjectsCard, objects_card
+from stemma.networks.weights import ObjectsCard
 from stemma.query import Plan
 from stemma.splice import Donor
 from stemma.vision.decode import DecodePool
@@ -73,8 +73,8 @@ class EmbeddedComparator:
 class EmbeddedFinder:
     """Finds and verifies objects in the calling thread; loads the networks when they are first asked."""
 
-    def __init__(self, card: ObjectsCard, load: Callable[[], Finder]) -> None:
-        self.card = card
+    def __init__(self, card: ObjectsCard, weights: str, load: Callable[[], Finder]) -> None:
+        self.card, self.weights = card, weights
         self._load, self._lock = load, threading.Lock()
         self._loaded: Finder | None = None
 
@@ -147,7 +147,7 @@ class EmbeddedShards:
 
     async def objects_weights(self) -> str | None:
         """See ``Shards.objects_weights``."""
-        return objects_weights(self._catalog)
+        return self._catalog.objects_weights
 
 
 class NoShards:
@@ -196,11 +196,6 @@ def find_identical(catalog: Catalog, sha256: str, plan: Plan, limits: LimitSetti
         nprobe=0,
         codec="exact",
     )
-
-
-def objects_weights(catalog: Catalog) -> str | None:
-    """See ``Shards.objects_weights``."""
-    return getattr(catalog, "objects_weights", objects_card().digest)
 
 
 def working_copies(catalog: Catalog, rows: Sequence[int]) -> list[bytes]:

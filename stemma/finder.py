@@ -43,6 +43,12 @@ def card_for(settings: ObjectSettings, encoder_weights: str | None) -> ObjectsCa
     return card
 
 
+def weights_for(settings: ObjectSettings, encoder_weights: str | None) -> str | None:
+    """What objects made with these settings are known by (``weights.objects_digest``); None as ``card_for``."""
+    card = card_for(settings, encoder_weights)
+    return None if card is None else weights.objects_digest(card, weights.detector_card(settings.weights))
+
+
 class Finder:
     """Finds, embeds and verifies objects."""
 

@@ -96,18 +96,20 @@ async def prepare(
         source=name,
         metadata=metadata,
         objects=objects,
+        objects_weights=None if finder is None else finder.weights,
     )
 
 
-def described_by(encoder: networks.Encoder, finder: ObjectFinder | None = None) -> Describe:  # noqa: ARG001
+def described_by(encoder: networks.Encoder, finder: ObjectFinder | None = None) -> Describe:
     """What these make of working copies: the bits that ingesting the picture anew would store."""
 
     def describe(copies: Sequence[bytes]) -> list[Described]:
-        out = []
+        out: list[Described] = []
         pictures = [read_working_copy(copy) for copy in copies]
-        for encoded in encoder.encode_batch(pictures, mirrored=False):
+        for picture, encoded in zip(pictures, encoder.encode_batch(pictures, mirrored=False), strict=True):
             assert encoded.cells_VNF is not None
-            out.append((encoded.embedding_VD[0], encoded.cells_VNF[0]))
+            objects = None if finder is None else finder.objects(picture)
+            out.append((encoded.embedding_VD[0], encoded.cells_VNF[0], objects))
         return out
 
     return describe

@@ -29,7 +29,7 @@ from stemma.catalog.journal import Entry, FileDigest
 from stemma.catalog.ledger import Rows, Snapshot
 from stemma.catalog.lock import WriterLock
 from stemma.catalog.schema import TOMBSTONE_SCHEMA, ColumnType, Draft, image_key, metadata_fields
-from stemma.catalog.state import CATALOG, Now, State
+from stemma.catalog.state import CATALOG, State
 from stemma.config import LimitSettings
 from stemma.errors import BadRequest, Conflict, Corrupt, NotFound, Unavailable
 
@@ -130,6 +130,11 @@ class Catalog:
         return self._state.now.entry.weights
 
     @property
+    def objects_weights(self) -> str | None:
+        """Digest of the weights that made every stored object; None before the first."""
+        return self._state.now.entry.objects_weights
+
+    @property
     def columns(self) -> dict[str, ColumnType]:
         """Metadata columns that can be filtered by."""
         return dict(self._state.now.columns)
@@ -157,13 +162,13 @@ class Catalog:
     def commit(self, drafts: Sequence[Draft], *, replace: bool = False) -> IngestResult:
         """Store drafts in one atomic, synced commit; every draft gets an item, good ones are stored together.
 
-        The rules are those of planning.py. Raises Conflict for other weights than the catalog's or a lost lock,
+        The rules are those of planning.py. Raises Conflict for vectors or objects of other weights, or a lost lock,
         Unavailable after a failed write (reopen the collection), OSError when the disk refuses.
         """
         with self._mutex:
             self._check_writable()
-            weights = self._one_weights(drafts)
             now = self._state.now
+            made_by = planning.made_by(drafts, planning.MadeBy(self.weights, self.objects_weights), self.url)
             plan = planning.plan(
                 drafts,
                 self._known(drafts),
@@ -184,7 +189,7 @@ class Catalog:
                     made + appended,
                     catalog=catalog.version,
                     next_row=now.entry.next_row + len(plan.stored),
-                    weights=weights,
+                    made_by=made_by,
                 )
             return IngestResult(seq=self.seq, items=plan.items)
 
@@ -237,12 +242,23 @@ class Catalog:
                 horizon=after.entry.horizon,
             )
 
-    def reencode(self, weights: str, describe: generation.Describe, moved: generation.Moved = generation.still) -> int:
-        """Move every live image over to other weights, whole or not at all (generation.py); returns how many."""
+    def reencode(
+        self,
+        weights: str,
+        describe: generation.Describe,
+        moved: generation.Moved = generation.still,
+        *,
+        objects_weights: str | None = None,
+    ) -> int:
+        """Move every live image over to other weights, whole or not at all (generation.py); returns how many.
+
+        ``objects_weights`` made the objects that ``describe`` gives; None where it gives none.
+        """
         with self._mutex:
             self._check_writable()
+            made_by = planning.MadeBy(weights, objects_weights)
             with self._writing():
-                entry, files = generation.reencode(self._state.now, weights, describe, moved)
+                entry, files = generation.reencode(self._state.now, made_by, describe, moved)
                 self._switch(journal.read(self._root)[0], entry, files)
             return len(self)
 
@@ -335,13 +351,13 @@ class Catalog:
         """
         now = self._state.now
         sql = condition if isinstance(condition, str) else condition.sql
-        return _holding(now, sql, (snapshot or now.snapshot).row_R)
+        return now.holding(sql, (snapshot or now.snapshot).row_R)
 
     def sources(self, job: str) -> set[str]:
         """Sources that a job has committed, deleted images included: what a resumed job need not read again."""
         now = self._state.now
         row_R = now.snapshot.row_R
-        row_R = row_R[_holding(now, f"job = '{job.replace(chr(39), chr(39) * 2)}'", row_R)]
+        row_R = row_R[now.holding(f"job = '{job.replace(chr(39), chr(39) * 2)}'", row_R)]
         parts = (self.read(row_R[at : at + SCAN_ROWS], ["source"]) for at in range(0, len(row_R), SCAN_ROWS))
         return {source for part in parts for source in part["source"]}
 
@@ -391,16 +407,6 @@ class Catalog:
             ids_by_sha.setdefault(sha, []).append(image_id)
         return planning.Known(dict(zip(values["image_id"], values["sha256"], strict=True)), ids_by_sha)
 
-    def _one_weights(self, drafts: Sequence[Draft]) -> str | None:
-        found = {draft.weights for draft in drafts} | ({self.weights} if self.weights is not None else set())
-        if len(found) > 1:
-            raise Conflict(
-                f"the collection holds vectors of weights {self.weights or min(found)}, the drafts bring "
-                f"{', '.join(sorted(found - {self.weights}))}; re-encode into a new collection",
-                subject=self.url,
-            )
-        return next(iter(found), None)
-
     def _widened(self, catalog: Table, new_columns: Mapping[str, ColumnType]) -> tuple[Table, list[Path]]:
         return catalog.add_columns(metadata_fields(new_columns)) if new_columns else (catalog, [])
 
@@ -432,7 +438,7 @@ class Catalog:
         catalog: int | None = None,
         tombstones: int | None = None,
         next_row: int | None = None,
-        weights: str | None = None,
+        made_by: planning.MadeBy | None = None,
     ) -> None:
         """Everything in ``files`` is synced; name the commit in the journal, synced, and see it ourselves."""
         before = self._state.now.entry
@@ -443,7 +449,8 @@ class Catalog:
             catalog=before.catalog if catalog is None else catalog,
             tombstones=before.tombstones if tombstones is None else tombstones,
             next_row=before.next_row if next_row is None else next_row,
-            weights=weights or before.weights,
+            weights=before.weights if made_by is None else made_by.weights,
+            objects_weights=before.objects_weights if made_by is None else made_by.objects_weights,
             files=tuple(FileDigest.of(self._root, path) for path in files),
             declared=before.declared,
             horizon=before.horizon,
@@ -467,19 +474,6 @@ class _Writing:
     ) -> None:
         if error is not None:
             self._catalog._broken = f"{type(error).__name__}: {error}"
-
-
-def _holding(now: Now, sql: str, row_R: Rows) -> NDArray[np.bool_]:
-    """[R] True where Lance finds that ``sql`` holds, aligned with ``row_R`` (ascending)."""
-    with reading(f"a filter over {CATALOG}"):
-        table = now.catalog.dataset.scanner(columns=["row"], filter=sql).to_table()
-    found_N = table["row"].to_numpy()
-    at_N = np.searchsorted(row_R, found_N)
-    there_N = at_N < len(row_R)
-    there_N[there_N] = row_R[at_N[there_N]] == found_N[there_N]
-    out = np.zeros(len(row_R), bool)
-    out[at_N[there_N]] = True
-    return out
 
 
 def _encodable(text: str) -> bool:

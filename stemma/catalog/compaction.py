@@ -103,6 +103,7 @@ def compact(now: Now, *, horizon: int, fragment_rows: int) -> tuple[Entry, list[
         tombstones=tombstones.version,
         next_row=before.next_row,
         weights=before.weights,
+        objects_weights=before.objects_weights,
         files=(),
         base=True,
         declared=before.declared,

@@ -60,7 +60,7 @@ class Numbered:
 
 
 def encode(numbered: Sequence[Numbered], seq: int, columns: Mapping[str, ColumnType]) -> pa.Table:
-    """One Arrow table in the catalog's schema, CRCs filled in. All drafts must carry the same weights."""
+    """One Arrow table in the catalog's schema, CRCs filled in. All must be of the same weights, their objects too."""
     drafts = [item.draft for item in numbered]
     row_R = np.array([item.row for item in numbered], np.uint64)
     key_R = np.array([image_key(item.image_id) for item in numbered], np.uint64)
@@ -71,6 +71,7 @@ def encode(numbered: Sequence[Numbered], seq: int, columns: Mapping[str, ColumnT
     cells_RW = np.stack([draft.cells_NF.reshape(-1) for draft in drafts])
     objects_R = [draft.objects if draft.objects is not None else _NO_OBJECTS for draft in drafts]
     objects = _Listed.of(objects_R)
+    objects_weights = next((draft.objects_weights for draft in drafts if draft.objects is not None), None)
     about = [
         _about_bytes((d.width, d.height, d.weights, d.job, d.source, item.extra), item.typed)
         for item, d in zip(numbered, drafts, strict=True)
@@ -94,7 +95,7 @@ def encode(numbered: Sequence[Numbered], seq: int, columns: Mapping[str, ColumnT
         "cells": _fixed(cells_RW),
         "crc_cells": _crcs(cells_RW, start_R),
         "objects": objects.arrow(),
-        "crc_objects": _crcs(objects.parts(), start_R),
+        "crc_objects": _crcs(objects.parts(), objects.starts(row_R, drafts[0].weights, objects_weights)),
         "pixels": [draft.pixels for draft in drafts],
         "crc_pixels": _crcs([draft.pixels for draft in drafts], start_R),
         **{column_name(key): [item.typed.get(key) for item in numbered] for key in columns},
@@ -119,11 +120,16 @@ def physical(columns: Sequence[str], metadata: Mapping[str, ColumnType]) -> list
 
 
 def decode(
-    table: pa.Table, columns: Sequence[str], metadata: Mapping[str, ColumnType], weights: str | None
+    table: pa.Table,
+    columns: Sequence[str],
+    metadata: Mapping[str, ColumnType],
+    weights: str | None,
+    objects_weights: str | None = None,
 ) -> dict[str, Any]:
     """Values of ``columns``, every group that was read checked against its CRC.
 
-    ``weights`` seeds the CRCs, so vectors of other weights do not pass. Raises RowMismatch.
+    ``weights`` seeds the CRCs, ``objects_weights`` those of objects, so vectors of other weights do not pass. Raises
+    RowMismatch.
     """
     row_R, seq_R, key_R = (_numpy(table, name) for name in ("row", "seq", "key"))
     sha = _flat_bytes(table["sha256"])
@@ -139,7 +145,7 @@ def decode(
         "image_id": lambda: _decode_ids(table, key_R),
         "embedding": lambda: _decode_fixed(table, "embedding", EMBEDDING_DIM, start_R),
         "cells": lambda: _decode_fixed(table, "cells", CELLS_WIDTH, start_R).reshape(-1, CELL_COUNT, CELL_DIM),
-        "objects": lambda: _decode_objects(table, start_R),
+        "objects": lambda: _decode_objects(table, row_R, weights or "", objects_weights),
         "pixels": lambda: _decode_pixels(table, start_R),
     }
     return {name: out[name] if name in out else makers[name]() for name in columns}
@@ -205,8 +211,11 @@ def _decode_fixed(table: pa.Table, name: str, width: int, start_R: NDArray[np.ui
     return np.asarray(value_RW, np.int8)
 
 
-def _decode_objects(table: pa.Table, start_R: NDArray[np.uint32]) -> list[Objects]:
+def _decode_objects(
+    table: pa.Table, row_R: NDArray[np.uint64], weights: str, objects_weights: str | None
+) -> list[Objects]:
     listed = _Listed.read(_one_chunk(table["objects"]))
+    start_R = listed.starts(row_R, weights, objects_weights)
     _check(_crcs(listed.parts(), start_R), _numpy(table, "crc_objects"), "objects")
     return listed.rows()
 
@@ -296,6 +305,11 @@ class _Listed:
         return pa.ListArray.from_arrays(
             pa.array(self.at_R1, pa.int32()), pa.StructArray.from_arrays(columns, fields=list(OBJECT))
         )
+
+    def starts(self, row_R: NDArray[np.uint64], weights: str, objects_weights: str | None) -> NDArray[np.uint32]:
+        """As ``_starts``: of the objects' weights where there are objects, else of the row's own."""
+        found_R = np.diff(self.at_R1) > 0
+        return np.where(found_R, _starts(row_R, objects_weights or weights), _starts(row_R, weights))
 
     def parts(self) -> list[bytes]:
         """What the CRC of each row covers: box, score and embedding of one object after the other."""

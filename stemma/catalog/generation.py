@@ -19,16 +19,18 @@ from numpy.typing import NDArray
 from stemma.catalog.compaction import live_files
 from stemma.catalog.encoding import Numbered, encode, physical
 from stemma.catalog.journal import Entry
+from stemma.catalog.planning import MadeBy
 from stemma.catalog.schema import TOMBSTONE_SCHEMA, Draft, split_metadata
 from stemma.catalog.state import CATALOG, Now
 from stemma.errors import Corrupt
+from stemma.flow import Objects
 
 CHUNK_ROWS = 256
 """Rows of one fragment, about 15 MB; compaction joins them later."""
 _KEPT = ("image_id", "sha256", "width", "height", "job", "source", "metadata", "pixels")
 
-Described = tuple[NDArray[np.int8], NDArray[np.int8]]
-"""Embedding [256] and cells [196, 32] of one picture."""
+Described = tuple[NDArray[np.int8], NDArray[np.int8], Objects | None]
+"""Embedding [256], cells [196, 32] and objects of one picture; None where nobody looks for objects."""
 Describe = Callable[[Sequence[bytes]], Sequence[Described]]
 """Working copies -> what the new weights make of them, in order."""
 Moved = Callable[[int], None]
@@ -39,11 +41,11 @@ def still(_: int) -> None:
     """For nobody who watches."""
 
 
-def reencode(now: Now, weights: str, describe: Describe, moved: Moved) -> tuple[Entry, list[Path]]:
+def reencode(now: Now, made_by: MadeBy, describe: Describe, moved: Moved) -> tuple[Entry, list[Path]]:
     """Write the new generation; returns its base entry and every file it needs. Nothing is acknowledged here.
 
-    Objects are left out: they are of the old weights, and are looked for anew. Searches as of an earlier seq are
-    refused from then on. Raises Corrupt for a row that cannot be read, and whatever ``describe`` raises.
+    ``made_by`` names the weights of what ``describe`` gives. Searches as of an earlier seq are refused from then on.
+    Raises Corrupt for a row that cannot be read, and whatever ``describe`` raises.
     """
     snapshot, before = now.snapshot, now.entry
     live_R = snapshot.row_R[snapshot.live()]
@@ -51,7 +53,7 @@ def reencode(now: Now, weights: str, describe: Describe, moved: Moved) -> tuple[
     made: list[Any] = []
     for start in range(0, len(live_R), CHUNK_ROWS):
         old = now.take(live_R[start : start + CHUNK_ROWS], _KEPT, physical(_KEPT, now.columns))
-        numbered = _numbered(old, describe(old["pixels"]), weights, before.next_row + start, now)
+        numbered = _numbered(old, describe(old["pixels"]), made_by, before.next_row + start, now)
         rows = encode(numbered, seq, now.columns).select(now.catalog.dataset.schema.names)
         made += now.catalog.write(rows)
         moved(len(numbered))
@@ -65,7 +67,8 @@ def reencode(now: Now, weights: str, describe: Describe, moved: Moved) -> tuple[
         catalog=catalog.version,
         tombstones=tombstones.version,
         next_row=before.next_row + len(live_R),
-        weights=weights,
+        weights=made_by.weights,
+        objects_weights=made_by.objects_weights,
         files=(),
         base=True,
         declared=before.declared,
@@ -75,16 +78,19 @@ def reencode(now: Now, weights: str, describe: Describe, moved: Moved) -> tuple[
 
 
 def _numbered(
-    old: dict[str, Any], described: Sequence[Described], weights: str, first_row: int, now: Now
+    old: dict[str, Any], described: Sequence[Described], made_by: MadeBy, first_row: int, now: Now
 ) -> list[Numbered]:
     out = []
-    for place, (embedding_D, cells_NF) in enumerate(described):
+    assert made_by.weights is not None
+    for place, (embedding_D, cells_NF, objects) in enumerate(described):
         kept = {name: old[name][place] for name in _KEPT}
         draft = Draft(
             name=kept["source"],
             embedding_D=embedding_D,
             cells_NF=cells_NF,
-            weights=weights,
+            weights=made_by.weights,
+            objects=objects,
+            objects_weights=None if objects is None else made_by.objects_weights,
             **{**kept, "width": int(kept["width"]), "height": int(kept["height"])},
         )
         typed, extra = split_metadata(draft.metadata, now.columns)

@@ -58,6 +58,7 @@ class Entry:
     tombstones: int
     next_row: int
     weights: str | None
+    """Digest of the weights that made every stored vector; None before the first commit."""
     files: tuple[FileDigest, ...]
     base: bool = False
     """True: the tables were rewritten (creation, compaction) and ``files`` lists all there are."""
@@ -67,6 +68,8 @@ class Entry:
     """Rows deleted at or before this seq may be gone for good."""
     history: tuple[tuple[int, float], ...] = ()
     """(seq, at_s) of earlier commits, kept by compaction so that retention can still tell their age."""
+    objects_weights: str | None = None
+    """Digest of the weights that made every stored object; None before the first, and in journals of before objects."""
 
     def line(self) -> bytes:
         """The journal's line."""

@@ -7,8 +7,9 @@ the same bytes: duplicate of the first, named. Else stored. The same rules hold 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from stemma.api import IngestItem, Metadata, Problem
 from stemma.catalog.encoding import Numbered
@@ -40,6 +41,34 @@ class Known:
     sha_by_id: Mapping[str, str]
     ids_by_sha: Mapping[str, Sequence[str]]
     """In row order; several only after a replace by bytes that another image has."""
+
+
+class MadeBy(NamedTuple):
+    """Digests of the weights that made what is stored; None: nothing is yet."""
+
+    weights: str | None
+    objects_weights: str | None
+
+
+def made_by(drafts: Sequence[Draft], held: MadeBy, url: str) -> MadeBy:
+    """Whose vectors and objects the collection holds with these drafts. Raises Conflict where that would be two."""
+    return MadeBy(
+        _one({draft.weights for draft in drafts}, held.weights, "vectors", url),
+        _one({draft.objects_weights for draft in drafts} - {None}, held.objects_weights, "objects", url),
+    )
+
+
+def _one(brought: Set[str | None], held: str | None, what: str, url: str) -> str | None:
+    found = sorted(one for one in {*brought, held} if one is not None)
+    if len(found) > 1:
+        kept = held or found[0]
+        others = ", ".join(one for one in found if one != kept)
+        raise Conflict(
+            f"the collection holds {what} of weights {kept}, the drafts bring {others}; move it over with "
+            "stemma ingest --reencode, or ingest into a new collection",
+            subject=url,
+        )
+    return found[0] if found else None
 
 
 def plan(

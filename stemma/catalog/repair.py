@@ -128,6 +128,7 @@ def _adopted(root: Path, name: str, table: Table, version: int, head: Entry, dis
         tombstones=version if name == TOMBSTONES else head.tombstones,
         next_row=next_row,
         weights=weights,
+        objects_weights=head.objects_weights,
         files=tuple(FileDigest.of(root, path) for path in made),
         declared=head.declared,
         horizon=head.horizon,
@@ -142,7 +143,8 @@ def _verified(table: Table, offset: int, head: Entry) -> tuple[int, str]:
             columns=[*physical(READABLE, columns)], offset=offset or None, scan_in_order=True
         ).to_table()
         weights = str(rows["weights"][0].as_py())
-        values = decode(rows.combine_chunks(), READABLE, columns, weights)
+        # the first objects of a collection have nobody to vouch for their weights, and are dropped: never acknowledged
+        values = decode(rows.combine_chunks(), READABLE, columns, weights, head.objects_weights)
     row_R = values["row"]
     if int(row_R[0]) < head.next_row or np.any(row_R[1:] <= row_R[:-1]) or np.any(values["seq"] != head.seq + 1):
         raise Corrupt(f"rows from {row_R[0]} do not follow {head.next_row}", subject=CATALOG)

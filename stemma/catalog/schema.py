@@ -114,8 +114,12 @@ class Draft:
     metadata: Metadata
     objects: Objects | None = None
     """None: nobody looked for objects, and no search by objects finds this picture."""
+    objects_weights: str | None = None
+    """Digest of the weights that found and embedded the objects; None without objects."""
 
     def __post_init__(self) -> None:
+        if (self.objects is None) != (self.objects_weights is None):
+            raise ValueError("objects come with the digest of the weights that made them, and no digest without")
         if not self.pixels:
             raise ValueError("a draft needs the bytes of its working copy")
         if self.embedding_D.shape != (EMBEDDING_DIM,) or self.embedding_D.dtype != np.int8:

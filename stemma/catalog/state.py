@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from stemma.catalog import journal
 from stemma.catalog.durable import Disk, Table, manifest_path, reading
@@ -58,13 +59,25 @@ class Now:
         """A table read at offsets ``at_R``, decoded. Raises Corrupt naming the row and its image_id."""
         try:
             with reading(f"rows of {CATALOG}"):
-                out = decode(table, [*columns, "row"], self.columns, self.entry.weights)
+                out = decode(table, [*columns, "row"], self.columns, self.entry.weights, self.entry.objects_weights)
         except RowMismatch as error:
             raise self.corrupt(int(at_R[error.position]), error.group) from error
         wrong = np.flatnonzero(out["row"] != self.snapshot.row_R[at_R])
         if wrong.size:
             raise self.corrupt(int(at_R[wrong[0]]), "row")
         return {name: out[name] for name in columns}
+
+    def holding(self, sql: str, row_R: Rows) -> NDArray[np.bool_]:
+        """[R] True where Lance finds that ``sql`` holds, aligned with ``row_R`` (ascending)."""
+        with reading(f"a filter over {CATALOG}"):
+            table = self.catalog.dataset.scanner(columns=["row"], filter=sql).to_table()
+        found_N = table["row"].to_numpy()
+        at_N = np.searchsorted(row_R, found_N)
+        there_N = at_N < len(row_R)
+        there_N[there_N] = row_R[at_N[there_N]] == found_N[there_N]
+        out = np.zeros(len(row_R), bool)
+        out[at_N[there_N]] = True
+        return out
 
     def corrupt(self, at: int, group: str) -> Corrupt:
         """The error for the row at offset ``at``; its image_id is read without trusting it."""

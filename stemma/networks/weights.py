@@ -267,6 +267,11 @@ def find(digest: str, root: Path = SHIPPED) -> Path:
     raise NotFound(f"no weights {digest[:12]} under {root}; give their folder as encoder.weights", subject=digest)
 
 
+def objects_digest(objects: ObjectsCard, detector: DetectorCard) -> str:
+    """What stored objects are known by: everything that decides where they lie and what their embeddings mean."""
+    return digest_of("\n".join((objects.digest, objects.encoder, repr(objects.scale), detector.digest)).encode())
+
+
 def codec_folder(name: str, folder: str | Path | None = None) -> Path:
     """Where the codec called ``name`` (``opq``) of these weights lies. Raises ``NotFound``."""
     path = resolve(folder) / CODEC_FOLDER / name

@@ -63,6 +63,7 @@ def drafts(numbers: Sequence[int], seed: int) -> list[Draft]:
                 source=f"{number}.jpg",
                 metadata={},
                 objects=objects(rng, number % 4) if number % 5 else None,
+                objects_weights="synthetic objects" if number % 5 else None,
             )
         )
     return made

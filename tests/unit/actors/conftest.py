@@ -33,6 +33,7 @@ def make_draft(number: int, **changed: Any) -> Draft:
         "job": "unit",
         "source": f"{number}.jpg",
         "metadata": {"number": number},
+        "objects_weights": None if changed.get("objects") is None else "synthetic objects",
     }
     return Draft(**{**parts, **changed})
 

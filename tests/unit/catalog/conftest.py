@@ -33,6 +33,7 @@ def _draft(body: object, image_id: str | None = None, **changes: Any) -> Draft:
         "job": "job",
         "source": f"folder/{body}.jpg",
         "metadata": {},
+        "objects_weights": None if changes.get("objects") is None else "o1",
         **changes,
     }
     return Draft(**values)

@@ -108,9 +108,9 @@ def test_every_column_is_under_a_checksum(sound: Path, column: str) -> None:
     field = table.schema.field(column)
     changed = table.set_column(table.schema.get_field_index(column), field, pa.array(values, field.type))
     with pytest.raises(RowMismatch) as caught:
-        decode(changed, READABLE, {"year": "integer"}, "w1")
+        decode(changed, READABLE, {"year": "integer"}, "w1", "o1")
     assert caught.value.position == at
-    decode(table, READABLE, {"year": "integer"}, "w1")
+    decode(table, READABLE, {"year": "integer"}, "w1", "o1")
 
 
 def _other(value: Any) -> Any:

@@ -15,6 +15,7 @@ from stemma.catalog.durable import Disk
 from stemma.catalog.fsck import fsck
 from stemma.catalog.schema import Draft
 from stemma.errors import BadRequest, Conflict, Corrupt
+from stemma.flow import Objects
 
 MakeDraft = Callable[..., Draft]
 KEPT = ["image_id", "sha256", "width", "height", "job", "source", "metadata", "pixels"]
@@ -22,11 +23,20 @@ KEPT = ["image_id", "sha256", "width", "height", "job", "source", "metadata", "p
 
 def describe(copies: Sequence[bytes]) -> list[generation.Described]:
     """What other weights would make of a working copy: a function of its bytes."""
-    out = []
+    out: list[generation.Described] = []
     for copy in copies:
         rng = np.random.default_rng(list(copy))
-        out.append((rng.integers(-9, 9, 256, dtype=np.int8), rng.integers(-9, 9, (196, 32), dtype=np.int8)))
+        out.append((rng.integers(-9, 9, 256, dtype=np.int8), rng.integers(-9, 9, (196, 32), dtype=np.int8), None))
     return out
+
+
+def with_objects(copies: Sequence[bytes]) -> list[generation.Described]:
+    """As ``describe``, and every second picture (by its bytes) with itself as its only object."""
+    whole_14, score_1 = np.array([[0, 0, 1, 1]], np.float32), np.ones(1, np.float32)
+    return [
+        (e_D, c_NF, None if copy[0] % 2 else Objects(box_O4=whole_14, score_O=score_1, embedding_OD=e_D[None]))
+        for copy, (e_D, c_NF, _) in zip(copies, describe(copies), strict=True)
+    ]
 
 
 @pytest.fixture
@@ -53,7 +63,7 @@ def vectors(catalog: Catalog) -> list[tuple[bytes, bytes]]:
 
 def expected(catalog: Catalog) -> list[tuple[bytes, bytes]]:
     copies = catalog.read(catalog.rows_of(list(catalog.ids())), ["pixels"])["pixels"]
-    return [(e.tobytes(), c.tobytes()) for e, c in describe(copies)]
+    return [(e.tobytes(), c.tobytes()) for e, c, _ in describe(copies)]
 
 
 @pytest.mark.parametrize("chunk", [2, 256])
@@ -172,3 +182,20 @@ def test_an_empty_catalog_moves_too(url: str, draft: MakeDraft) -> None:
         assert catalog.reencode("w2", describe) == 0
         assert catalog.commit([draft(1, "a", weights="w2")]).items[0].status == "stored"
     assert fsck(url).ok
+
+
+def test_objects_move_with_their_weights(started: str, draft: MakeDraft) -> None:
+    with Catalog.open(started, write=True) as catalog:
+        assert catalog.objects_weights is None
+        catalog.reencode("w2", with_objects, objects_weights="o2")
+        rows = catalog.rows_of(list(catalog.ids()))
+        values = catalog.read(rows, ["pixels", "objects"])
+        assert [len(one) for one in values["objects"]] == [1 - copy[0] % 2 for copy in values["pixels"]]
+        assert catalog.objects_weights == "o2"
+        # the same encoder with other objects is a move too, and one without any leaves none behind
+        catalog.reencode("w2", with_objects, objects_weights="o3")
+        assert (catalog.weights, catalog.objects_weights) == ("w2", "o3")
+        catalog.reencode("w2", describe)
+        assert catalog.objects_weights is None
+        assert not any(map(len, catalog.read(catalog.rows_of(list(catalog.ids())), ["objects"])["objects"]))
+    assert fsck(started).ok

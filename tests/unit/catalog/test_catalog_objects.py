@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stemma.catalog import journal
 from stemma.catalog.catalog import Catalog
 from stemma.catalog.encoding import Numbered, RowMismatch, decode, encode
 from stemma.catalog.schema import Draft
+from stemma.errors import Conflict
 from stemma.flow import OBJECTS_MAX, Objects
 
 MakeDraft = Callable[..., Draft]
@@ -51,7 +55,7 @@ def test_any_row_comes_back_to_the_bit_also_from_the_middle_of_a_table(
     table = table_of(draft, found_R)
     cut = min(cut, len(counts) - 1)
     for part, wanted in ((table, found_R), (table.slice(cut), found_R[cut:]), (table.slice(0, 0), [])):
-        read = decode(part, ASKED, {}, "w1")["objects"]
+        read = decode(part, ASKED, {}, "w1", "o1")["objects"]
         assert [plain(one) for one in read] == [plain(one) for one in wanted]
         assert all(one.embedding_OD.dtype == np.int8 and one.box_O4.dtype == np.float32 for one in read)
 
@@ -87,7 +91,7 @@ def test_every_number_of_an_object_is_under_the_checksum(member: str, draft: Mak
     field = table.schema.field("objects")
     changed = table.set_column(table.schema.get_field_index("objects"), field, pa.array(values, field.type))
     with pytest.raises(RowMismatch) as caught:
-        decode(changed, ASKED, {}, "w1")
+        decode(changed, ASKED, {}, "w1", "o1")
     assert (caught.value.position, caught.value.group) == (1, "objects")
 
 
@@ -111,3 +115,50 @@ def test_objects_of_the_wrong_shape_are_refused(draft: MakeDraft, wrong: dict[st
     parts = {"box_O4": good.box_O4, "score_O": good.score_O, "embedding_OD": good.embedding_OD, **wrong}
     with pytest.raises(ValueError, match=told):
         draft("x", objects=Objects(**parts))
+
+
+def test_objects_of_other_weights_are_refused(catalog: Catalog, draft: MakeDraft) -> None:
+    found = objects_of(2, 0)
+    catalog.commit([draft(0, "id0")])
+    assert catalog.objects_weights is None
+    catalog.commit([draft(1, "id1", objects=found)])
+    with pytest.raises(Conflict, match=r"o1.*o2.*--reencode"):
+        catalog.commit([draft(2, "id2", objects=found, objects_weights="o2")])
+    with pytest.raises(Conflict, match="objects"):
+        catalog.commit([draft(n, objects=found, objects_weights=f"o{n}") for n in range(2)])
+    # pictures that nobody looked at go with any
+    catalog.commit([draft(3, "id3")])
+    catalog.compact(retain_s=0, keep_versions_s=0)
+    assert (catalog.objects_weights, catalog.seq) == ("o1", 3)
+    assert [len(one) for one in catalog.read([0, 1, 2], ["objects"])["objects"]] == [0, len(found), 0]
+    assert Catalog.open(catalog.url).objects_weights == "o1"
+
+
+def test_objects_do_not_pass_as_those_of_other_weights(draft: MakeDraft) -> None:
+    table = table_of(draft, [None, objects_of(1, 0)])
+    assert [len(one) for one in decode(table, ASKED, {}, "w1", "o1")["objects"]] == [0, 2]
+    for objects_weights in ("o2", None):
+        with pytest.raises(RowMismatch, match="objects") as caught:
+            decode(table, ASKED, {}, "w1", objects_weights)
+        assert caught.value.position == 1
+
+
+@pytest.mark.parametrize(("found", "made_by"), [(None, "o1"), (objects_of(1, 0), None)])
+def test_objects_come_with_their_weights(draft: MakeDraft, found: Objects | None, made_by: str | None) -> None:
+    with pytest.raises(ValueError, match="digest"):
+        draft("x", objects=found, objects_weights=made_by)
+
+
+def test_a_journal_of_before_objects_opens(catalog: Catalog, draft: MakeDraft) -> None:
+    """Its entries lack the field; what follows them has it."""
+    catalog.commit([draft(0, "id0")])
+    path = Path(catalog.url) / journal.NAME
+    header, *lines = path.read_bytes().splitlines(keepends=True)
+    bodies = [line.partition(b" ")[2].rstrip(b"\n").replace(b',"objects_weights":null', b"") for line in lines]
+    assert not any(b"objects_weights" in body for body in bodies)
+    path.write_bytes(header + b"".join(b"%08x %s\n" % (zlib.crc32(body), body) for body in bodies))
+    catalog.close()
+    with Catalog.open(catalog.url, write=True) as again:
+        assert again.objects_weights is None and len(again) == 1
+        again.commit([draft(1, "id1", objects=objects_of(1, 0))])
+        assert again.objects_weights == "o1"

@@ -29,7 +29,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
         catalog.commit(
             [
                 Draft(image_id=None, name=f"{n}", sha256=f"{n:064x}", embedding_D=vector_D, weights="w", job="j",
-                      source=f"{n}", metadata={}, objects=objects_of(vector_D) if n % 2 else None, **blank)
+                      source=f"{n}", metadata={}, objects=objects_of(vector_D) if n % 2 else None,
+                      objects_weights="o" if n % 2 else None, **blank)
                 for n, vector_D in enumerate(vectors_ND)
             ]
         )  # fmt: skip
