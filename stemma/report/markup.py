@@ -14,6 +14,7 @@ from typing import NewType
 import cv2
 import numpy as np
 
+from stemma.api import Candidate, Donor
 from stemma.flow import Bytes3
 
 Html = NewType("Html", str)
@@ -26,6 +27,11 @@ def text(value: object) -> Html:
     """Any value as escaped text, quotes and control characters included: file names are hostile."""
     plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
     return Html(html.escape(plain, quote=True))
+
+
+def called(original: Candidate | Donor) -> str:
+    """The original's name if it has one, else its id."""
+    return str(original.metadata.get("name") or original.image_id)
 
 
 def join(parts: Iterable[str]) -> Html:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from stemma.api import Comparison, Heatmap, Region
+from stemma.api import Comparison, Heatmap
 from stemma.flow import Bytes3
 from stemma.vision import geometry
 from stemma.vision.geometry import Map33, Size
@@ -127,14 +127,13 @@ def changed_share(heatmap_RC: Floats, changed_min: float) -> float:
 
 def boxes(comparison: Comparison, query_size: Size) -> list[Box]:
     """The regions' boxes in shares, within the query."""
-    across, down = query_size
+    return [shares(region.box, query_size) for region in comparison.regions]
 
-    def within(region: Region) -> Box:
-        x0, y0, x1, y1 = region.box
-        x0, y0, x1, y1 = (min(1.0, max(0.0, value)) for value in (x0 / across, y0 / down, x1 / across, y1 / down))
-        return x0, y0, x1, y1
 
-    return [within(region) for region in comparison.regions]
+def shares(box: Sequence[float], size: Size) -> Box:
+    """A box in pixels of a picture (width, height) as shares of it, within it."""
+    x0, y0, x1, y1 = (min(1.0, max(0.0, value / side)) for value, side in zip(box, (*size, *size), strict=True))
+    return x0, y0, x1, y1
 
 
 def outlines(heatmap_RC: Floats, regions: Sequence[Box], changed_min: float) -> list[Points]:

@@ -14,13 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from stemma.api import Answer, Candidate, Comparison
 from stemma.config import DecodeSettings
 from stemma.errors import NotFound
 from stemma.flow import Bytes3
 from stemma.networks.weights import comparator_card
+from stemma.report import donors
 from stemma.report.comparison import CHANGED_MIN, CLASSES, Sight, compared, odds_bar, words
-from stemma.report.markup import Html, join, percent, text, thumbnail
+from stemma.report.markup import Html, called, join, percent, text, thumbnail
 from stemma.vision.decode import DecodePool, read_working_copy
 from stemma.vision.geometry import Size
 
@@ -47,7 +50,10 @@ PAIR_HEADLINES = {
     "unknown": "Two different pictures",
 }
 """Of two pictures that were named, where nothing was searched for."""
-STAGES = ("identity", "decode", "encode", "search", "pixels", "compare", "metadata")
+STAGES = (
+    *("identity", "decode", "encode", "search", "pixels", "compare"),
+    *("objects", "donor_search", "donor_verify", "metadata"),
+)
 """What the whole time is made of; other timings lie inside one of these."""
 NEARNESS = "verification score (larger is surer) · squared distance of the embeddings (0 to 4)"
 
@@ -63,7 +69,7 @@ class Entry:
     query_size: Size | None = None
     """(width, height) at full size, the pixels an answer speaks of; None where that is the working size."""
     originals: Mapping[str, Bytes3] = field(default_factory=dict)
-    """Working copies by image id; a candidate without one is shown by name alone."""
+    """Working copies by image id, of candidates and donors; what has none is shown by name alone."""
     changed_min: float = CHANGED_MIN
     """Probability from which the comparator's card calls a place changed."""
     label: str = ""
@@ -80,7 +86,6 @@ class Source(Protocol):
 
 def entry(name: str, body: bytes, answer: Answer, *, decoder: DecodePool, source: Source, **more: str) -> Entry:
     """An entry from the query's bytes, decoded in a child process as everywhere, and the originals' pixels."""
-    ids = [candidate.image_id for candidate in answer.candidates[: CANDIDATES_SHOWN + 1]]
     query = decoder.decode(body)
     return Entry(
         name=name,
@@ -88,9 +93,15 @@ def entry(name: str, body: bytes, answer: Answer, *, decoder: DecodePool, source
         query_HWC=query.rgb_HWC,
         query_size=(query.width, query.height),
         changed_min=shipped_changed_min(),
-        originals={image_id: read_working_copy(source.pixels(image_id)) for image_id in ids},
+        originals={image_id: read_working_copy(source.pixels(image_id)) for image_id in pictured(answer)},
         **more,
     )
+
+
+def pictured(answer: Answer) -> list[str]:
+    """Image ids of the originals whose pictures an answer's page shows."""
+    near = [candidate.image_id for candidate in answer.candidates[: CANDIDATES_SHOWN + 1]]
+    return list(dict.fromkeys([*near, *(donor.image_id for donor in answer.donors if donor.shown)]))
 
 
 def write_search_report(path: Path, answers: Sequence[tuple[Path, Answer]], source: Source) -> None:
@@ -172,15 +183,15 @@ def render(
         title,
         lead,
         f'<dl class="figures">{tiles}</dl>' if tiles else "",
-        join(article(each) for each in entries),
+        join(article(each, f"a{number}") for number, each in enumerate(entries, 1)),
         f'<footer class="foot">{text(foot)}</footer>' if foot else "",
     )
 
 
 def _document(title: str, lead: str, figures: str, cards: str, foot: str) -> str:
-    """The page around its cards; a script stands in it only where a comparison is shown."""
-    style, script = (Path(__file__).with_name(f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    needed = '<section class="compare' in cards
+    """The page around its cards; a script stands in it only where a comparison or a donor is shown."""
+    script = _read("report.js")
+    needed = '<section class="compare' in cards or '<section class="parts' in cards
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return (
@@ -188,7 +199,7 @@ def _document(title: str, lead: str, figures: str, cards: str, foot: str) -> str
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{text(title)}</title><style>{style}</style>"
+        f"<title>{text(title)}</title><style>{_read('report.css')}{_read('donors.css')}</style>"
         + (f"<script>{script}</script>" if needed else "")
         + f'</head><body><main><header class="head"><h1>{text(title)}</h1>'
         + (f"<p>{text(lead)}</p>" if lead else "")
@@ -196,23 +207,60 @@ def _document(title: str, lead: str, figures: str, cards: str, foot: str) -> str
     )
 
 
-def article(each: Entry) -> Html:
-    """One answer as a card: the comparison where there is one, else query and original side by side."""
-    sight = _sight(each)
-    shown = pictures(each) if sight is None else compared(sight)
-    said = Html("") if sight is None else _said(sight)
+def _read(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def article(each: Entry, anchor: str = "a1") -> Html:
+    """One answer as a card: a comparison or parts with their donors where there are any, else query and original."""
+    sight, whence = _sight(each), _whence(each, anchor)
+    found = each.answer.original is not None
     parts = (
         _top(each),
-        said,
+        _said(sight) if sight is not None else _given(each, whence),
         _label(each),
         _wrong(each),
-        shown,
+        _main(each, sight, whence),
+        donors.section(whence, heading=donors.strip_heading(whence.donors)) if found else Html(""),
+        donors.unsure(whence.donors),
         _notes(each.answer),
         others(each),
         details(each.answer),
     )
     state = " is-wrong" if each.wrong else ""
     return Html(f'<article class="card v-{text(_tone(each.answer))}{state}">{join(parts)}</article>')
+
+
+def _main(each: Entry, sight: Sight | None, whence: donors.Whence) -> Html:
+    """What the answer is about: the change, or the parts of a picture without an original, or the pictures alone."""
+    if sight is not None:
+        return compared(sight)
+    if each.answer.original is None and whence.shown:
+        return donors.section(whence)
+    return pictures(each)
+
+
+def _whence(each: Entry, anchor: str) -> donors.Whence:
+    answer = each.answer
+    comparison = answer.original.comparison if answer.original is not None else None
+    height, width = each.query_HWC.shape[:2] if each.query_HWC is not None else (1, 1)
+    laid = comparison is not None and comparison.transform is not None
+    return donors.Whence(
+        donors=answer.donors,
+        query_name=each.name,
+        query_HWC=each.query_HWC,
+        query_size=each.query_size or (width, height),
+        pictures=each.originals,
+        original_from_query_33=np.asarray(comparison.transform, np.float64) if laid and comparison else None,
+        anchor=anchor,
+    )
+
+
+def _given(each: Entry, whence: donors.Whence) -> Html:
+    """What the donors say in a sentence and whose picture it is, where no original was found."""
+    if each.answer.original is not None or not whence.shown:
+        return Html("")
+    return Html(f'<p class="words">{text(donors.words(whence))}</p>{_whose(("query", each.name))}')
 
 
 def pair_article(sight: Sight) -> Html:
@@ -245,9 +293,13 @@ def _sight(each: Entry) -> Sight | None:
 
 def _said(sight: Sight) -> Html:
     """What was found in words, and whose pictures these are."""
-    names = (("query", sight.query_name), ("original", sight.original_name))
+    whose = _whose(("query", sight.query_name), ("original", sight.original_name))
+    return Html(f'<p class="words">{text(words(sight))}</p>{whose}')
+
+
+def _whose(*names: tuple[str, str]) -> Html:
     whose = join(f'<span><b>{role}</b> <span class="name">{text(name)}</span></span>' for role, name in names)
-    return Html(f'<p class="words">{text(words(sight))}</p><p class="whose">{whose}</p>')
+    return Html(f'<p class="whose">{whose}</p>')
 
 
 def headline(answer: Answer) -> str:
@@ -303,11 +355,6 @@ def details(answer: Answer) -> Html:
     brief = f"{total:.0f} ms · " if total is not None else ""
     brief += f"{answer.coverage.images_searched:,} images searched · version {answer.versions.seq}"
     return Html(f"{warning}<details><summary>{text(brief)}</summary><dl>{body}</dl></details>")
-
-
-def called(candidate: Candidate) -> str:
-    """The original's name if it has one, else its id."""
-    return str(candidate.metadata.get("name") or candidate.image_id)
 
 
 def _top(each: Entry) -> Html:

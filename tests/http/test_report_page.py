@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stemma.api import Answer, Candidate, Comparison, Coverage, Heatmap, Probabilities, Region, Used, Versions
+from stemma.api import Answer, Candidate, Comparison, Coverage, Donor, Heatmap, Probabilities, Region, Used, Versions
 from stemma.report import Entry, render
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -129,7 +129,7 @@ class Browser:
         """Press Tab until the control of this name has the focus, as a reader without a mouse does."""
         for _ in range(20):
             self.key("Tab", 9)
-            if self.value("document.activeElement.name || document.activeElement.className") == name:
+            if self.value("document.activeElement.name || document.activeElement.classList[0]") == name:
                 return
         raise AssertionError(f"Tab never reaches {name}")
 
@@ -339,3 +339,81 @@ def test_the_pages_own_policy_lets_no_other_script_run(browser: Browser, write: 
     refused = [event for event in browser.events if event.get("method") == "Log.entryAdded"]
     assert len(refused) >= 1 and browser.complaints() != []
     assert browser.value("document.documentElement.className") == "js"
+
+
+GREEN = (30, 160, 60)
+
+
+def spliced() -> Entry:
+    """A red query, its left and its right part each from a green donor; no original."""
+    donors = tuple(
+        Donor(
+            image_id=image_id,
+            query_box=(left, 75, left + 100, 225),
+            donor_box=(100, 75, 300, 225),
+            distance=0.2,
+            probability=probability,
+            shown=True,
+            metadata={"name": f"{image_id}.jpg"},
+        )
+        for image_id, left, probability in (("a", 40, 0.97), ("b", 260, 0.81))
+    )
+    answer = entry().answer.model_copy(update={"verdict": "spliced", "original": None, "donors": donors})
+    red, green = (np.full((HEIGHT, WIDTH, 3), colour, np.uint8) for colour in (RED, GREEN))
+    return Entry(name="spliced.jpg", answer=answer, query_HWC=red, originals={"a": green, "b": green})
+
+
+def lit(browser: Browser) -> list[str]:
+    """What is lit, by id."""
+    found: list[str] = browser.value("[...document.querySelectorAll('[id].is-lit')].map(each => each.id).sort()")
+    return found
+
+
+@pytest.mark.parametrize("width", [320, 1600])
+@pytest.mark.parametrize("dark", [False, True])
+def test_donors_open_silently_and_fit(browser: Browser, write: Write, width: int, dark: bool) -> None:
+    browser.open(write(spliced(), entry()), width=width, dark=dark)
+    assert browser.complaints() == []
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    assert browser.shows(".mosaic", 0.5, 0.5, colour=RED) and browser.shows(".donor-look", 0.5, 0.5, colour=GREEN)
+
+
+def test_pointing_at_a_part_lights_its_donor_and_pointing_at_a_donor_its_part(browser: Browser, write: Write) -> None:
+    browser.open(write(spliced()))
+    browser.ask("Runtime.evaluate", expression="scrollTo(0, 0)")
+    for selector in ("#a1-part-2", "#a1-donor-2"):
+        left, top, width, height = browser.box(selector)
+        browser.ask("Input.dispatchMouseEvent", type="mouseMoved", x=left + width / 2, y=top + height / 2)
+        assert browser.until(lambda: lit(browser) == ["a1-donor-2", "a1-part-2"]), selector
+        browser.ask("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
+        assert browser.until(lambda: lit(browser) == []), selector
+
+
+def test_the_focus_lights_both_and_is_seen_on_both(browser: Browser, write: Write) -> None:
+    browser.open(write(spliced()))
+    plain = browser.screenshot()
+    browser.tab_to("part")
+    assert lit(browser) == ["a1-donor-1", "a1-part-1"]
+    for selector in ("#a1-part-1", "#a1-donor-1"):
+        left, top, width, height = (int(side) for side in browser.box(selector))
+        seen = np.s_[top : top + height, left : left + width]
+        assert browser.until(lambda seen=seen: changed(plain[seen], browser.screenshot()[seen]) > 60), selector
+    browser.tab_to("donor-link")
+    assert lit(browser) == ["a1-donor-1", "a1-part-1"]
+    browser.key("Tab", 9)
+    assert lit(browser) == ["a1-donor-2", "a1-part-2"]
+
+
+@pytest.mark.parametrize("how", ["no script", "paper"])
+def test_numbers_alone_tie_parts_to_donors(browser: Browser, write: Write, how: str) -> None:
+    browser.open(write(spliced()), script=how != "no script", media="print" if how == "paper" else "")
+    browser.ask("Emulation.setScriptExecutionDisabled", value=False)  # to look, not to run the page's own
+    for number in ("1", "2"):
+        for selector in (f"#a1-part-{number} .pin", f"#a1-donor-{number} .pin"):
+            assert browser.value(f"document.querySelector({selector!r}).innerText") == number
+            assert min(browser.box(selector)[2:]) >= 16
+    assert browser.value("getComputedStyle(document.querySelector('.hint')).display") == "none"
+    if how == "no script":
+        browser.value("document.querySelector('#a1-part-2').click()")
+        assert browser.value("location.hash") == "#a1-donor-2"
+        assert browser.until(lambda: browser.value("!!document.querySelector('#a1-donor-2:target')"))
