@@ -1,7 +1,7 @@
 """Ray and Serve around the gateway: ``serve_up`` starts all that serves some collections, ``serve_down`` ends it.
 
-One deployment takes HTTP and drives everything; encoder and comparator are two others. No further hops: with the
-default proxy a chain of three costs 19 ms (docs/facts.md).
+One deployment takes HTTP and drives everything; encoder, comparator and finder are three others. No further hops: with
+the default proxy a chain of three costs 19 ms (docs/facts.md).
 """
 
 from __future__ import annotations
@@ -17,12 +17,21 @@ from ray import serve
 
 from serving.comparator import comparator_app
 from serving.encoder import encoder_app
-from serving.engine import ServedComparator, ServedDecoder, ServedEncoder, ServedOriginals, ServedShards
+from serving.engine import (
+    ServedComparator,
+    ServedDecoder,
+    ServedEncoder,
+    ServedFinder,
+    ServedOriginals,
+    ServedShards,
+)
 from serving.gateway import build_app
+from serving.objects import finder_app
 from serving.served import Served
 from stemma.catalog import Catalog
 from stemma.config import MIB, Settings
 from stemma.errors import Conflict, Unavailable
+from stemma.finder import card_for, weights_for
 from stemma.networks.weights import card, comparator_card
 from stemma.query import Engine
 
@@ -37,13 +46,23 @@ SHUTDOWN_S = 2.0
 class Gateway:
     """A replica of the gateway: opens the catalogs, connects to the hosts, and answers HTTP."""
 
-    def __init__(self, collections: Mapping[str, str], settings: Settings, encoder: Any, comparator: Any) -> None:
+    def __init__(
+        self, collections: Mapping[str, str], settings: Settings, encoder: Any, comparator: Any, finder: Any = None
+    ) -> None:
         self._settings = settings
         parts = ServedDecoder(settings.decode), ServedEncoder(encoder), ServedComparator(comparator)
-        self._served = {name: connect(name, url, settings, *parts) for name, url in collections.items()}
+        served = None if finder is None else served_finder(finder, settings)
+        self._served = {name: connect(name, url, settings, *parts, served) for name, url in collections.items()}
 
     def __serve_build_asgi_app__(self) -> Any:
         return build_app(self._served, self._settings, proxy_echoes=True)
+
+
+def served_finder(handle: Any, settings: Settings) -> ServedFinder | None:
+    """The finder behind a handle; None where the weights bring no objects."""
+    chosen = settings.objects, settings.encoder.weights
+    known, made_by = card_for(*chosen), weights_for(*chosen)
+    return None if known is None or made_by is None else ServedFinder(handle, known, made_by)
 
 
 def connect(
@@ -53,6 +72,7 @@ def connect(
     decoder: ServedDecoder,
     encoder: ServedEncoder,
     comparator: ServedComparator,
+    finder: ServedFinder | None = None,
 ) -> Served:
     """One collection whose actors run, as this process reads and asks it."""
     from actors.handles import connect as connect_actors
@@ -71,6 +91,7 @@ def connect(
             card=known,
             comparator_card=comparator_card(settings.comparator.weights),
             settings=settings,
+            finder=finder,
         ),
         originals=ServedOriginals(name, catalog, shards, writer, known.digest),
     )
@@ -110,7 +131,9 @@ def serve_up(collections: Mapping[str, str], settings: Settings) -> None:
         graceful_shutdown_wait_loop_s=0.1,
         max_surge_percent=100,
     )
-    networks = encoder_app(settings.encoder), comparator_app(settings.comparator)
+    networks = [encoder_app(settings.encoder), comparator_app(settings.comparator)]
+    if card_for(settings.objects, settings.encoder.weights) is not None:
+        networks.append(finder_app(settings))
     app = deployment(Gateway).bind(dict(collections), settings, *networks)
     serve.run(app, name=APP, route_prefix="/")
 

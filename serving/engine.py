@@ -17,12 +17,16 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from serving.asker import Asker, Hosts
 from stemma.api import CollectionStatus, DeleteResult, HostStatus, ImageRecord, IngestResult, Metadata
 from stemma.catalog import Catalog, Draft
+from stemma.clones import Clone
 from stemma.config import DecodeSettings, Settings
 from stemma.embedded import find_identical, named_metadata, named_record, stored, working_copies
 from stemma.errors import StemmaError, Unavailable
-from stemma.flow import AnyQuery, Encoded, Found, Judged, Pairing, Pixels
+from stemma.flow import AnyQuery, Described, Encoded, Float, Found, Judged, ObjectHit, Objects, Pairing, Pixels
+from stemma.networks.weights import ObjectsCard
 from stemma.query import Plan
+from stemma.splice import Donor
 from stemma.vision.decode import DecodePool
+from stemma.vision.geometry import Map33
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -84,6 +88,35 @@ class ServedComparator:
         return cast("list[Judged]", await replied(lambda: asked.remote(query.rgb_HWC, tuple(pairings)), "comparator"))
 
 
+class ServedFinder:
+    """The finder's deployment, asked through its Serve handle. ``weights`` is what its objects are known by."""
+
+    def __init__(self, handle: Any, card: ObjectsCard, weights: str) -> None:
+        self._handle, self.card, self.weights = handle, card, weights
+
+    async def objects(self, pixels: Pixels) -> Objects:
+        """See ``Finder.objects``. Raises ``Unavailable`` while no replica is there, as all of these."""
+        return cast(Objects, await self._replied("objects", pixels.rgb_HWC))
+
+    async def describe(self, pixels: Pixels, box_O4: Float | None) -> Described:
+        """See ``Finder.describe``."""
+        return cast(Described, await self._replied("describe", pixels.rgb_HWC, box_O4))
+
+    async def verify(
+        self, pixels: Pixels, described: Described, hits: Sequence[ObjectHit], copies: Sequence[bytes]
+    ) -> list[Donor]:
+        """See ``Finder.verify``."""
+        asked = pixels.rgb_HWC, described, tuple(hits), tuple(copies)
+        return cast("list[Donor]", await self._replied("verify", *asked))
+
+    async def clones(self, pixels: Pixels, box_O4: Float, host: bytes, transform_33: Map33) -> list[Clone]:
+        """See ``Finder.clones``."""
+        return cast("list[Clone]", await self._replied("clones", pixels.rgb_HWC, box_O4, host, transform_33))
+
+    async def _replied(self, what: str, *asked: Any) -> Any:
+        return await replied(lambda: getattr(self._handle, what).remote(*asked), "finder of objects")
+
+
 async def replied(ask: Callable[[], Any], name: str) -> Any:
     """What a deployment answers to ``ask()``. Raises what it raised, ``Unavailable`` while no replica of it is there.
 
@@ -140,6 +173,10 @@ class ServedShards:
     async def stored(self, image_id: str) -> tuple[ImageRecord, bytes]:
         """See ``Shards.stored``."""
         return await fresh(self._catalog, stored, self._catalog, image_id)
+
+    async def objects_weights(self) -> str | None:
+        """See ``Shards.objects_weights``."""
+        return await fresh(self._catalog, lambda: self._catalog.objects_weights)
 
 
 class ServedOriginals:

@@ -48,6 +48,7 @@ async def _prepare(
     served: Served, file: Upload, image_id: str | None, metadata: Metadata, turn: asyncio.Semaphore
 ) -> Draft | IngestItem:
     limits = served.engine.settings.limits
+    finder = served.engine.finder if served.engine.settings.objects.ingest else None
     try:
         if file.error is not None:
             raise file.error
@@ -66,6 +67,7 @@ async def _prepare(
                 job=JOB,
                 decoder=served.engine.decoder,
                 encoder=served.engine.encoder,
+                finder=finder,
             )
     except StemmaError as error:
         if (

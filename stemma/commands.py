@@ -146,6 +146,7 @@ def _search(
     k: Annotated[int | None, typer.Option(help="candidates to return")] = None,
     condition: Annotated[str | None, typer.Option("--filter", help="a condition over metadata columns")] = None,
     as_of: Annotated[int | None, typer.Option(help="search the collection as it was at this version")] = None,
+    donors: Annotated[int | None, typer.Option(help="donors to return; 0: none are searched for")] = None,
     report: Annotated[Path | None, typer.Option(help="write the answers as one HTML page")] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
@@ -155,7 +156,7 @@ def _search(
 
     Exit code 1 when no original was found for at least one picture.
     """
-    ask = Ask(k=k, filter=condition, as_of=as_of)
+    ask = Ask(k=k, donors=donors, filter=condition, as_of=as_of)
     settings = load(config, sets or ())
     resolve(ask, settings)  # a fault of the call, not of each picture
     if report is not None and not report.parent.is_dir():
@@ -201,12 +202,33 @@ def print_answers(answers: list[tuple[Path, Answer]]) -> None:
         )
     console = Console()
     console.print(table)
+    if any(answer.donors for _, answer in answers):
+        console.print(_donor_table(answers))
     for note in dict.fromkeys(note for _, answer in answers for note in answer.notes):
         console.print(f"[dim]note: {escape(note)}[/dim]", highlight=False)
     for path, answer in answers:
         if not answer.coverage.complete:
             searched, total = answer.coverage.images_searched, answer.coverage.images_total
             console.print(f"[yellow]{escape(str(path))}: only {searched} of {total} images were searched[/yellow]")
+
+
+def _donor_table(answers: list[tuple[Path, Answer]]) -> Table:
+    """A line for every donor, those too unsure to be shown elsewhere dimmed."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("picture", "donor", "where in the picture", "probability", ""):
+        table.add_column(name, justify="right" if name == "probability" else "left")
+    for path, answer in answers:
+        for donor in answer.donors:
+            left, top, right, bottom = (round(edge) for edge in donor.query_box)
+            table.add_row(
+                escape(str(path)),
+                escape(str(donor.metadata.get("name", donor.image_id))),
+                f"{left},{top} to {right},{bottom}",
+                f"{donor.probability:.2f}",
+                "copied within the original" if donor.clone else "" if donor.shown else "too unsure",
+                style=None if donor.shown else "dim",
+            )
+    return table
 
 
 @contextmanager

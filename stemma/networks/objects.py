@@ -37,7 +37,8 @@ LAYOUT = 4
 LAYOUT_WEIGHT = 1.0
 """Of the layout part beside the features' part."""
 STARTER_FEATURES = LITE0_FEATURES + LAYOUT * LAYOUT * LITE0_CELL_CHANNELS
-PASS_CROPS = 8
+PASS_CROPS = 6
+"""Crops of one pass: 5.7 ms each, 9.4 alone. Over 12 they come out in other last bits."""
 BOX_SIDE_PX_MIN = 8.0
 OBJECT_SIDE_PX_MIN = 32.0
 """Smaller things are no objects: blown up to a crop they are smooth blobs, and all blobs match each other (scores
@@ -102,7 +103,7 @@ def roi_features(map_1CHW: Tensor, box_O4: Tensor, stride_px: int) -> Tensor:
 
 
 class ObjectEncoder:
-    """Embeds objects, plain and synchronous, on one intra-op thread; every crop is a pass of its own on the CPU."""
+    """Embeds objects, plain and synchronous, on one intra-op thread."""
 
     def __init__(
         self,
@@ -206,8 +207,9 @@ class ObjectEncoder:
             if not isinstance(self._network.trunk, Lite0):
                 return self._rois(rgb_HWC, box_O4)
             parts = []
-            for box in box_O4:
-                top_BCHW, cells_BCHW = self._maps(crop(rgb_HWC, box, CROP_SIDE_PX)[None], deep=True)
+            for start in range(0, len(box_O4), PASS_CROPS):
+                crops = [crop(rgb_HWC, box, CROP_SIDE_PX) for box in box_O4[start : start + PASS_CROPS]]
+                top_BCHW, cells_BCHW = self._maps(np.stack(crops), deep=True)
                 parts.append(starter_features(top_BCHW, cells_BCHW).cpu().numpy())
         return np.concatenate(parts)
 
