@@ -239,14 +239,22 @@ def rate(settings: EncoderTraining, t: int) -> float:
 
 @torch.inference_mode()
 def validate(network: EncoderNetwork, batches: list[GroupBatch]) -> dict[str, float]:
-    """Share of views whose nearest clean original, among all of the batches', is their own: benign and manipulated."""
+    """Share of views whose nearest clean original, among all of the batches', is their own: benign and manipulated.
+
+    ``score`` is the mean margin of the cosine, own original less the nearest other: on few photographs nearly every
+    view is right, and the shares no longer tell checkpoints apart.
+    """
     device = network.mean_C11.device
     batches = [moved(batch, device) for batch in batches]
     clean_ND = torch.cat([network(batch.clean_G3HW)[0] for batch in batches])
     photograph_N = torch.cat([batch.photograph_G for batch in batches])
     right: list[Tensor] = []
+    margins: list[Tensor] = []
     for batch in batches:
-        nearest_B = (network(batch.view_B3HW)[0] @ clean_ND.T).argmax(1)
-        right.append((photograph_N[nearest_B] == batch.photograph_B).float().view(-1, 2, 2).mean(2))
+        cosine_BN = network(batch.view_B3HW)[0] @ clean_ND.T
+        own_BN = photograph_N[None] == batch.photograph_B[:, None]
+        margin_B = cosine_BN.masked_fill(~own_BN, -1).amax(1) - cosine_BN.masked_fill(own_BN, -1).amax(1)
+        margins.append(margin_B)
+        right.append((margin_B > 0).float().view(-1, 2, 2).mean(2))
     benign, manipulated = torch.cat(right).mean(0).tolist()
-    return {"first_benign": benign, "first_both": manipulated, "score": (benign + manipulated) / 2}
+    return {"first_benign": benign, "first_both": manipulated, "score": float(torch.cat(margins).mean())}
