@@ -187,3 +187,24 @@ def test_a_comparison_speaks_of_the_full_size_picture(width: int, height: int) -
     (region,) = shown.regions
     assert np.allclose(region.box, (width * 30 / 56, height * 10 / 56, width * 40 / 56, height * 20 / 56))
     assert region.strength == pytest.approx(0.9, abs=1e-4)
+
+
+@dataclass(frozen=True)
+class Trace:
+    probability: float
+    shown: bool
+    clone: bool
+
+
+traces = st.lists(st.builds(Trace, st.floats(0, 1), st.booleans(), st.booleans()), max_size=6)
+
+
+@given(traces, st.sampled_from(["identical", "benign", "manipulated", "inconclusive", "unknown"]))
+def test_only_an_unknown_picture_with_a_donor_that_is_shown_is_spliced(found: list[Trace], before: Any) -> None:
+    decision = verdict.Decision(verdict=before, confidence=0.5, notes=("a note",))
+    after = verdict.traced(decision, found)
+    sure = [one.probability for one in found if one.shown and not one.clone]
+    if before == "unknown" and sure:
+        assert after == replace(decision, verdict="spliced", confidence=max(sure))
+    else:
+        assert after is decision
