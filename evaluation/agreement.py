@@ -28,7 +28,7 @@ def _differences(one: Answer, other: Answer) -> Iterator[str]:
             (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
         )
         yield f"candidates from place {place + 1} on"
-    if [(d.image_id, d.shown) for d in one.donors] != [(d.image_id, d.shown) for d in other.donors]:
+    if [(d.image_id, d.shown, d.clone) for d in one.donors] != [(d.image_id, d.shown, d.clone) for d in other.donors]:
         yield "donors"
     for what, a, b in _probabilities(one, other):
         if abs(a - b) > PROBABILITY_TOLERANCE:

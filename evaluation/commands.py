@@ -13,13 +13,13 @@ from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
-from evaluation.demo import CORRECT_SHARE_MIN, VERDICT_SHARE_MIN, Outcome, Reply
+from evaluation.demo import CORRECT_SHARE_MIN, DONOR_SHARE_MIN, VERDICT_SHARE_MIN, Outcome, Reply
 from evaluation.demo import demo as run_demo
 from evaluation.hosting import hosted
 from evaluation.outcomes import read as read_outcomes
 from evaluation.outcomes import save as write_outcomes
 from evaluation.plots import draw
-from evaluation.protocol_commands import localization, pir, splice
+from evaluation.protocol_commands import localization, pir, splice, students
 from evaluation.queries import RETRIEVED
 from evaluation.quick import Codec
 from evaluation.tables import fill, merged, tables
@@ -34,12 +34,13 @@ PIPE_COLUMNS = 120
 
 
 def evaluate(argv: list[str]) -> int:
-    """``stemma evaluate quick | splice | localization | pir | int8 | plots | tables``."""
+    """``stemma evaluate quick | splice | localization | pir | students | int8 | plots | tables``."""
     measures: dict[str, Callable[..., int]] = {
         "quick": _quick,
         "splice": splice,
         "localization": localization,
         "pir": pir,
+        "students": students,
         "int8": _int8,
         "plots": _plots,
         "tables": _tables,
@@ -59,11 +60,12 @@ def _evaluate(measure: Annotated[str, typer.Argument(help="quick, splice, ...", 
     """Measure stemma on queries with known answers.
 
     quick: finding the original, what was changed in it and who gave an object, over HTTP, with its speed. splice,
-    localization, pir: the protocols of the second paper, in small. int8: what rounding the embeddings costs. plots,
-    tables: what these have saved, for a person. `stemma evaluate quick --help` tells more.
+    localization, pir, students: the protocols of the second paper, in small. int8: what rounding the embeddings costs.
+    plots, tables: what these have saved, for a person. `stemma evaluate quick --help` tells more.
     """
     raise BadRequest(
-        f"evaluate has quick, splice, localization, pir, int8, plots and tables, not {measure!r}", subject=measure
+        f"evaluate has quick, splice, localization, pir, students, int8, plots and tables, not {measure!r}",
+        subject=measure,
     )
 
 
@@ -188,17 +190,19 @@ def _demo(
 
 
 def _print_demo(outcome: Outcome, out: Path) -> None:
-    table = _table("query", "what it was", "verdict", "original", "ms", "ms HTTP")
+    table = _table("query", "what it was", "verdict", "original or donor", "ms", "ms HTTP")
     for reply in outcome.replies:
         table.add_row(*_row(reply, outcome))
     console, figures = _console(), outcome.figures()
     console.print(table)
     style = "green" if outcome.passed else "red"
     equal = "equal" if not outcome.disagreements else "NOT equal"
-    asked = len(outcome.replies)
+    asked, splices = len(outcome.asked), len(outcome.splices)
+    donors = f"{outcome.traced} of {splices} donors of splices ranked first (the bar is {DONOR_SHARE_MIN:.0%}), "
     console.print(
         f"\n[{style}]{outcome.correct} of {asked} originals right[/{style}] (the bar is {CORRECT_SHARE_MIN:.0%}), "
         f"[{style}]{outcome.verdicts} of {asked} verdicts right[/{style}] (the bar is {VERDICT_SHARE_MIN:.0%}), "
+        f"{f'[{style}]{donors}[/{style}]' if splices else ''}"
         f"{outcome.images} images, {figures['p50_ms']:.0f} ms an answer, {outcome.seconds:.0f} s in all; "
         f"embedded and served answers are {equal}.",
         highlight=False,
@@ -211,16 +215,27 @@ def _print_demo(outcome: Outcome, out: Path) -> None:
 
 def _row(reply: Reply, outcome: Outcome) -> list[str]:
     answer, question = reply.served, reply.question
-    named = outcome.names.get(answer.original.image_id, answer.original.image_id) if answer.original else "none"
     style = VERDICT_STYLES[answer.verdict]
+    named, right = _origin(reply, outcome)
     return [
         escape(question.about),
         question.kind,
         f"[{style}]{answer.verdict}[/{style}]" + ("" if answer.verdict == question.verdict else " [red](wrong)[/red]"),
-        escape(named) if reply.right else f"[red]{escape(named)} (wrong)[/red]",
+        escape(named) if right else f"[red]{escape(named)} (wrong)[/red]",
         f"{reply.embedded_ms:.0f}",
         f"{reply.served_ms:.0f}",
     ]
+
+
+def _origin(reply: Reply, outcome: Outcome) -> tuple[str, bool]:
+    """The original, or of a splice without one the donor ranked first, by name; and whether it is the right one."""
+    answer, wanted = reply.served, reply.question.donor
+    if answer.original is None and wanted is not None and answer.donors:
+        first = answer.donors[0]
+        unsure = "" if first.shown else ", unsure"
+        return f"from {outcome.names.get(first.image_id, first.image_id)}{unsure}", reply.traced
+    named = outcome.names.get(answer.original.image_id, answer.original.image_id) if answer.original else "none"
+    return named, reply.right and (wanted is None or reply.traced)
 
 
 def _console() -> Console:

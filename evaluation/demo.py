@@ -25,6 +25,7 @@ from evaluation.pictures import PHOTOGRAPHS, SEED, STRANGERS, jpeg, render, writ
 from evaluation.questions import KINDS, TARGETS, Kind, Picture, Question, questions
 from evaluation.questions import STRANGERS as STRANGER_COUNT
 from evaluation.scenes import STRANGE
+from evaluation.splices import splices
 from stemma import report
 from stemma.api import Answer, Ask, ImageRecord
 from stemma.collection import open as open_collection
@@ -35,7 +36,10 @@ from stemma.vision.decode import DecodePool, read_working_copy
 
 CORRECT_SHARE_MIN = 0.97
 VERDICT_SHARE_MIN = 0.90
-SHOWN: tuple[Kind, ...] = ("both", "manipulated", "benign", "untouched", "stranger")
+DONOR_SHARE_MIN = 0.5
+"""Of the splices, how many have the right donor ranked first. They have a line of their own and no part in the others:
+their verdict asks for a donor sure enough to be shown."""
+SHOWN: tuple[Kind, ...] = ("splice", "both", "manipulated", "benign", "untouched", "stranger")
 """Order of the kinds on the page."""
 K = 10
 DEADLINE_MS = 60_000
@@ -71,6 +75,11 @@ class Reply:
         return self.question.judged(self.embedded) and self.question.judged(self.served)
 
     @property
+    def traced(self) -> bool:
+        """Both ways ranked the right donor first."""
+        return self.question.traced(self.embedded) and self.question.traced(self.served)
+
+    @property
     def apart(self) -> list[str]:
         """In what the two answers differ."""
         return differences(self.embedded, self.served)
@@ -88,29 +97,50 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """Enough right originals, enough right verdicts, and both ways the same."""
-        enough = self.correct >= CORRECT_SHARE_MIN * len(self.replies)
-        return enough and self.verdicts >= VERDICT_SHARE_MIN * len(self.replies) and not self.disagreements
+        """Enough right originals, verdicts and donors, and both ways the same."""
+        enough = self.correct >= CORRECT_SHARE_MIN * len(self.asked)
+        enough = enough and self.verdicts >= VERDICT_SHARE_MIN * len(self.asked)
+        enough = enough and self.traced >= DONOR_SHARE_MIN * len(self.splices)
+        return enough and not self.disagreements
 
     @property
     def disagreements(self) -> list[Reply]:
         return [reply for reply in self.replies if reply.apart]
 
     @property
+    def asked(self) -> list[Reply]:
+        """All replies but those to splices."""
+        return [reply for reply in self.replies if reply.question.kind != "splice"]
+
+    @property
+    def splices(self) -> list[Reply]:
+        return [reply for reply in self.replies if reply.question.kind == "splice"]
+
+    @property
     def correct(self) -> int:
-        return sum(reply.right for reply in self.replies)
+        return sum(reply.right for reply in self.asked)
 
     @property
     def verdicts(self) -> int:
-        return sum(reply.judged for reply in self.replies)
+        return sum(reply.judged for reply in self.asked)
+
+    @property
+    def traced(self) -> int:
+        """Splices whose right donor both ways ranked first."""
+        return sum(reply.traced for reply in self.splices)
 
     def figures(self) -> dict[str, Any]:
-        """``report.json``. ``p50_ms`` is over HTTP, as in ``stemma evaluate quick``."""
+        """``report.json``. ``p50_ms`` is over HTTP, as in ``stemma evaluate quick``; ``queries`` are without splices.
+
+        ``donor_at_1`` is null where no splice could be made: from a user's own photographs.
+        """
         return {
             "images": self.images,
-            "queries": len(self.replies),
+            "queries": len(self.asked),
             "correct_original": self.correct,
             "correct_verdict": self.verdicts,
+            "splices": len(self.splices),
+            "donor_at_1": round(self.traced / len(self.splices), 4) if self.splices else None,
             "p50_ms": round(median(reply.served_ms for reply in self.replies), 1),
             "seconds": round(self.seconds, 1),
             "embedded_equals_served": not self.disagreements,
@@ -189,7 +219,8 @@ def _questions(folder: Path, own: bool, records: Sequence[ImageRecord], settings
         bodies = [(photograph.file, photograph.path().read_bytes()) for photograph in outside]
         drawn = [(f"stranger-{n}.jpg", jpeg(render(SEED, n, tuple(STRANGE)))) for n in range(STRANGER_COUNT)]
         strangers = [_picture(decoder, *each) for each in (*bodies, *drawn)[:STRANGER_COUNT]]
-    return questions(originals, [picture for picture in strangers if picture.image_id not in known])
+    asked = questions(originals, [picture for picture in strangers if picture.image_id not in known])
+    return asked + splices(originals) if own else asked
 
 
 def _picture(decoder: DecodePool, name: str, body: bytes) -> Picture:
@@ -213,12 +244,11 @@ def _ask_all(target: Asked, asked: Sequence[Question], label: str) -> list[tuple
 
 
 def _to_show(answers: Sequence[tuple[Answer, float]]) -> set[str]:
-    shown = report.CANDIDATES_SHOWN + 1
-    return {candidate.image_id for answer, _ in answers for candidate in answer.candidates[:shown]}
+    return {image_id for answer, _ in answers for image_id in report.pictured(answer)}
 
 
 def page(outcome: Outcome, originals: dict[str, Any], settings: Settings) -> str:
-    """``report.html``: wrong answers first, then what was changed, benign, untouched and strange."""
+    """``report.html``: wrong answers first, then what was spliced, changed, benign, untouched and strange."""
     changed_min = report.shipped_changed_min()
     with DecodePool(settings.decode, children=1) as decoder:
         entries = [
@@ -240,12 +270,13 @@ def page(outcome: Outcome, originals: dict[str, Any], settings: Settings) -> str
         entries,
         title="Where do these pictures come from, and what was changed?",
         lead=(
-            f"{figures['queries']} pictures were asked about, each twice: in one process, and of the same collection "
+            f"{len(outcome.replies)} pictures were asked about, each twice: in one process, and of the same collection "
             "served on a Ray cluster over HTTP. Every answer below is the served one; wrong ones come first."
         ),
         figures=[
             (f"{figures['correct_original']} of {figures['queries']}", "originals right"),
             (f"{figures['correct_verdict']} of {figures['queries']}", "verdicts right"),
+            *([(f"{outcome.traced} of {len(outcome.splices)}", "donors ranked first")] if outcome.splices else []),
             (f"{figures['images']:,}", "images in the collection"),
             (f"{figures['p50_ms']:.0f} ms", "median answer, HTTP"),
             ("equal" if figures["embedded_equals_served"] else "different", "embedded and served"),
@@ -256,18 +287,27 @@ def page(outcome: Outcome, originals: dict[str, Any], settings: Settings) -> str
 
 def _interest(reply: Reply) -> tuple[bool, int]:
     """What a reader wants to see comes first."""
-    return reply.judged and not reply.apart, SHOWN.index(reply.question.kind)
+    return not any(_wrong_in(reply)) and not reply.apart, SHOWN.index(reply.question.kind)
+
+
+def _wrong_in(reply: Reply) -> tuple[bool, bool, bool]:
+    """Original, donor and verdict."""
+    return not reply.right, reply.question.donor is not None and not reply.traced, not reply.judged
 
 
 def _wrong(reply: Reply, outcome: Outcome) -> Iterator[str]:
-    if not reply.right:
-        wanted = reply.question.original
+    question = reply.question
+    original, donor, verdict = _wrong_in(reply)
+    if original:
+        wanted = question.original
         yield (
             f"Wrong: the original is {outcome.names.get(wanted, wanted)}."
             if wanted
             else "Wrong: it has no original here."
         )
-    elif not reply.judged:
-        yield f"Wrong: the right verdict is {reply.question.verdict}."
+    elif donor:
+        yield f"Wrong: the donor is {question.about}."
+    elif verdict:
+        yield f"Wrong: the right verdict is {question.verdict}."
     if reply.apart:
         yield f"Embedded and served differ: {'; '.join(reply.apart)}."

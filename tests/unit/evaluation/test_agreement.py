@@ -37,6 +37,8 @@ def test_an_answer_agrees_with_itself_whatever_its_times_and_id(make_answer: Mak
         ({"ids": ["a", "b"]}, {"ids": ["a"]}, "candidates from place 2 on"),
         ({"donors": [donor("a")]}, {"donors": [donor("b")]}, "donors"),
         ({"donors": [donor("a")]}, {"donors": [donor("a", shown=False)]}, "donors"),
+        ({"donors": [donor("a")]}, {"donors": [donor("a").model_copy(update={"clone": True})]}, "donors"),
+        ({"donors": [donor("a"), donor("b")]}, {"donors": [donor("b"), donor("a")]}, "donors"),
         ({"donors": [donor("a")]}, {"donors": [donor("a", probability=0.7)]}, "donor a 0.8000 and 0.7000"),
         ({"confidence": 0.5}, {"confidence": 0.52}, "confidence 0.5000 and 0.5200"),
         (

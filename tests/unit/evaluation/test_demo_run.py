@@ -19,7 +19,7 @@ from evaluation import commands
 from evaluation import demo as room
 from evaluation.demo import Outcome, Reply, fresh
 from evaluation.questions import KINDS, Question
-from stemma.api import Answer, Ask, ImageRecord
+from stemma.api import Answer, Ask, Donor, ImageRecord
 from stemma.config import Settings
 from stemma.errors import BadRequest, Unavailable
 from stemma.vision.decode import decode, working_copy
@@ -201,7 +201,50 @@ def test_the_page_begins_with_what_was_changed(make_answer: MakeAnswer, photos: 
         answer = make_answer(["a"], found=True, verdict=question.verdict)
         replies.append(Reply(question=question, embedded=answer, served=answer, embedded_ms=1.0, served_ms=2.0))
     page = room.page(Outcome(replies=replies, images=1, seconds=1.0, names={"a": "a.jpg"}), {}, Settings())
-    assert re.findall(r'class="label">(\w+):', page) == ["both", "manipulated", "benign", "untouched", "stranger"]
+    assert re.findall(r'class="label">(\w+):', page) == [
+        *("splice", "both", "manipulated", "benign", "untouched", "stranger"),
+    ]
+
+
+def splice_reply(make_answer: MakeAnswer, first: str, body: bytes = b"", *, shown: bool = True) -> Reply:
+    """A splice of donor "d"; the answer ranks ``first`` before it."""
+    question = Question(name="s", kind="splice", made="", body=body, original=None, donor="d", about="d.jpg")
+    given = [
+        Donor(image_id=each, query_box=(2, 2, 9, 9), donor_box=(2, 2, 9, 9), distance=0.1, probability=0.9, shown=shown)
+        for each in dict.fromkeys((first, "d"))
+    ]
+    answer = make_answer(["b"], donors=given, verdict="spliced" if shown else "unknown")
+    return Reply(question=question, embedded=answer, served=answer, embedded_ms=1.0, served_ms=2.0)
+
+
+def test_splices_have_a_bar_of_their_own_and_no_part_in_the_others(make_answer: MakeAnswer) -> None:
+    known = make_answer(["a"], found=True, verdict="benign")
+    plain = Question(name="p", kind="benign", made="", body=b"", original="a", about="a.jpg")
+    asked = [Reply(question=plain, embedded=known, served=known, embedded_ms=1.0, served_ms=2.0)] * 10
+
+    def outcome(right: int, **more: bool) -> Outcome:
+        splices = [splice_reply(make_answer, "d" if i < right else "x", **more) for i in range(10)]
+        return Outcome(replies=[*asked, *splices], images=1, seconds=1.0, names={})
+
+    assert outcome(5).passed and not outcome(4).passed
+    figures = outcome(7, shown=False).figures()
+    assert outcome(7, shown=False).passed  # ranked first counts, whether it is sure enough to be shown or not
+    assert {"queries": 10, "splices": 10, "donor_at_1": 0.7, "correct_verdict": 10}.items() <= figures.items()
+    assert figures["kinds"]["splice"] == {"right": 10, "verdict": 0, "n": 10}
+    without = Outcome(replies=asked, images=1, seconds=1.0, names={})
+    assert without.passed and without.figures()["donor_at_1"] is None
+
+
+def test_a_wrong_donor_is_named_on_the_page_and_in_the_table(make_answer: MakeAnswer, photos: Path) -> None:
+    body = next(photos.glob("*.jpg")).read_bytes()
+    replies = [splice_reply(make_answer, first, body) for first in ("d", "x")]
+    outcome = Outcome(replies=replies, images=1, seconds=1.0, names={"d": "d.jpg", "x": "x.jpg"})
+    page = room.page(outcome, {}, Settings())
+    first = page[page.index("<article") : page.index("</article")]
+    assert "Wrong: the donor is d.jpg." in first and page.count('is-wrong"') == 1 and "1 of 2" in page
+    right, wrong = (commands._row(reply, outcome)[3] for reply in replies)
+    assert right == "from d.jpg" and "x.jpg (wrong)" in wrong
+    assert commands._row(splice_reply(make_answer, "d", shown=False), outcome)[3] == "from d.jpg, unsure"
 
 
 def test_the_server_is_stopped_when_asking_fails(run: Callable[..., Any]) -> None:
@@ -256,7 +299,7 @@ def test_the_command_prints_a_table_and_tells_by_its_exit_code(
 
 def test_evaluate_says_what_it_can_measure(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert commands.evaluate(["slow"]) == 2
-    assert "quick, int8" in capsys.readouterr().err
+    assert "quick, splice" in capsys.readouterr().err
     assert commands.evaluate(["quick", "--set", str(tmp_path), "--json"]) == 2
     assert "make_quick.py" in " ".join(capsys.readouterr().err.split())
     assert commands.evaluate(["quick", "--set", str(tmp_path), "--embedded", "--url", "http://x"]) == 2
