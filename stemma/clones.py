@@ -283,7 +283,7 @@ class _Region:
         )
         return Clone(
             query_box=query_box,
-            donor_box=_within(there, self.host_HWC),
+            donor_box=_within(_around(mask_HW, map_33 @ geometry.translation(*self.window[:2])), self.host_HWC),
             probability=probability(evidence),
             transform_33=map_33,
             mirrored=geometry.is_mirrored(map_33),
@@ -335,6 +335,15 @@ def _contrast(rgb_HWC: Picture) -> Float:
     side = (outline.WINDOW_PX, outline.WINDOW_PX)
     spread_HW = cv2.blur(grey_HW * grey_HW, side) - cv2.blur(grey_HW, side) ** 2
     return np.asarray(np.sqrt(np.maximum(spread_HW, 0)), np.float32)
+
+
+def _around(mask_HW: Picture, map_33: Map33) -> Box4:
+    """The box around where a mask's pixels go: that of its own box is much too large once it is turned."""
+    row_N, column_N = np.nonzero(mask_HW)
+    to_N2 = geometry.apply(map_33, np.stack([column_N, row_N], 1) + 0.5)
+    half = math.sqrt(abs(float(np.linalg.det(map_33[:2, :2])))) / 2
+    (left, top), (right, bottom) = to_N2.min(0) - half, to_N2.max(0) + half
+    return float(left), float(top), float(right), float(bottom)
 
 
 def _within(box: Box4, picture_HWC: Picture) -> Box4:

@@ -109,8 +109,9 @@ def tampered(data: Path) -> Iterator[Edit]:
         folder, source = data / "tamper" / record["dir"], record.get("copied_from") or record.get("cloned_from")
         x, y, width, height = source or (0, 0, 0, 0)
         query_HWC, original_HWC = (evidence.read(folder / f"{name}.jpg") for name in ("tampered", "original"))
+        kind = record["kind"].partition(" (")[0]
         yield Edit(
-            kind=record["kind"].partition(" (")[0],
+            kind="neighbour" if kind == "removal" else kind,
             query_HWC=query_HWC,
             original_HWC=original_HWC,
             mask_HW=np.ascontiguousarray(evidence.read(folder / "mask.png")[..., 0]),
