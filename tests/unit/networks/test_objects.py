@@ -46,13 +46,29 @@ def test_an_object_does_not_depend_on_its_company(finder: ObjectEncoder, scene: 
     assert len(finder.embed(picture, np.zeros((0, 4), np.float32)).embedding_OD) == 1
 
 
-def test_the_second_view_is_the_mirrored_pictures(finder: ObjectEncoder, scene: Scene) -> None:
+def test_the_second_view_is_nearly_the_mirrored_pictures(finder: ObjectEncoder, scene: Scene) -> None:
     picture = scene(3)
-    upright, both_VOD = finder.embed_views(picture, BOXES[:1])
-    turned = finder.embed(np.ascontiguousarray(picture[:, ::-1]), objects.mirrored_boxes(BOXES[:1], 448))
+    upright, both_VOD = finder.embed_views(picture, BOXES)
+    turned_HWC = np.ascontiguousarray(picture[:, ::-1])
+    turned = finder.embed(turned_HWC, objects.mirrored_boxes(BOXES, 448)).embedding_OD.astype(float)
     assert np.array_equal(both_VOD[0], upright.embedding_OD)
-    assert np.array_equal(both_VOD[1], turned.embedding_OD)
+    near_OO = turned @ both_VOD[1].astype(float).T
+    assert near_OO.argmax(1).tolist() == [0, 1, 2, 3]
+    assert (np.diag(near_OO) > (turned * both_VOD[0]).sum(1)).all()
     assert np.array_equal(objects.mirrored_boxes(objects.mirrored_boxes(BOXES, 448), 448), BOXES)
+
+
+def test_turning_features_twice_changes_nothing() -> None:
+    rows = np.random.default_rng(0).normal(size=(3, objects.STARTER_FEATURES)).astype(np.float32)
+    assert np.array_equal(objects.turned_features(objects.turned_features(rows)), rows)
+    assert np.array_equal(objects.turned_features(rows)[:, :1280], rows[:, :1280])
+
+
+def test_a_symmetric_thing_has_equal_views() -> None:
+    """What looks the same from both sides keeps its layout."""
+    half = torch.rand(1, 112, 8, 4)
+    found = objects.starter_features(torch.rand(1, 1280, 4, 4), torch.cat([half, half.flip(3)], 3)).numpy()
+    assert np.allclose(objects.turned_features(found), found, atol=1e-6)
 
 
 def test_a_pasted_object_is_nearest_its_own(finder: ObjectEncoder, scene: Scene) -> None:
