@@ -14,11 +14,14 @@ from evaluation import commands
 from evaluation.outcomes import read
 from evaluation.pictures import SEED, jpeg, render
 
+ONE = {"n": 1, "low": 0.025, "high": 1.0}
 FIGURES = {
     *("verdict", "forced", "abstained", "falsely_accused", "heatmap_iou", "heatmap_iou_paper", "false_area_benign"),
     *("ece", "per_transform", "left_out", "confusion", "average_precision", "heatmap_min", "comparator"),
     *("images", "queries", "retrieval", "found", "strangers_found", "mirrored", "p50_ms", "compare_p50_ms"),
     *("encoder_ms", "embedded_p50_ms", "search_in_passes", "pairs", "seconds"),
+    *("donor", "donor_shown", "false_donors", "clones_shown", "regions_ceiling", "donor_mask_iou"),
+    *("donor_search_ratio", "donor_search"),
 }
 
 
@@ -31,6 +34,11 @@ def pasted(rgb_HWC: np.ndarray, patch_HWC: np.ndarray) -> tuple[np.ndarray, np.n
     out_HWC[rows, columns] = cv2.resize(patch_HWC, (side, side))
     mask_HW[rows, columns] = 255
     return out_HWC, mask_HW
+
+
+def boxed(mask_HW: np.ndarray) -> list[int]:
+    x, y, width, height = cv2.boundingRect(mask_HW)
+    return [x, y, x + width, y + height]
 
 
 @pytest.fixture
@@ -50,6 +58,7 @@ def measured_set(tmp_path: Path) -> Path:
         ("both", "1.jpg", jpeg(np.ascontiguousarray(edited[:, ::-1])), "3.png", ("jpeg 90", "mirror")),
         ("both", "2.jpg", jpeg(pictures[2]), None, ("jpeg 90", "crop")),
         ("unknown", None, jpeg(pictures[4]), None, ("jpeg 90",)),
+        ("splice", None, jpeg(pasted(pictures[4], pictures[3])[0]), "2.png", ()),
     ]
     Image.fromarray(mask_HW).save(folder / "masks/2.png")
     Image.fromarray(mask_HW[:, ::-1]).save(folder / "masks/3.png")
@@ -58,6 +67,9 @@ def measured_set(tmp_path: Path) -> Path:
         (folder / f"queries/{number}.jpg").write_bytes(body)
         known = {"original": original, "mask": mask, "benign": list(benign), "mirrored": "mirror" in benign}
         area = 0.1 if mask else 0.0
+        if name == "splice":
+            height, width = pictures[3].shape[:2]
+            known |= {"donor": "3.jpg", "donor_box": [0, 0, width, height], "query_box": boxed(mask_HW)}
         records.append(
             {"file": f"{number}.jpg", "set": name, "area": area, "edit": "splice" if mask else None, **known}
         )
@@ -81,14 +93,17 @@ def test_a_set_and_a_pair_are_measured_saved_and_drawn(
     assert commands.evaluate([*argv, "--save", str(saved), "--plots", str(plots)]) == 0
     result = json.loads(capsys.readouterr().out)
     assert set(result) == FIGURES
-    assert (result["images"], result["queries"], result["left_out"]) == (4, 6, 1)
+    assert result["donor"]["n"] == 1 and result["regions_ceiling"]["donor"] == {**ONE, "share": 1.0}
+    assert set(result["donor_search"]) == {"identical", "benign", "manip", "both", "unknown", "splice"}
+    assert result["donor_search_ratio"] > 0 and result["verdict"]["splice"]["n"] == 1
+    assert (result["images"], result["queries"], result["left_out"]) == (4, 7, 1)
     assert result["verdict"]["identical"]["share"] == result["verdict"]["unknown"]["share"] == 1.0
     assert {name: row["n"] for name, row in result["heatmap_iou"].items() if name != "by_area"} == {
         "manip": 1,
         "both": 1,
     }
     outcomes = {each.file: each for each in read(saved)}
-    assert len(outcomes) == 6 and len(list(plots.iterdir())) == 4
+    assert len(outcomes) == 7 and len(list(plots.iterdir())) == 4
     manip, both = outcomes["2.jpg"], outcomes["3.jpg"]
     assert manip.found and both.found and outcomes["4.jpg"].left_out
     # a square of another picture is seen where it is, in the query's own frame: mirrored there, not in the original's
