@@ -28,12 +28,14 @@ WAITING_MAX = 32
 
 class FinderReplica:
     """One copy of the networks. Its calls are worked on one after the other, each in a thread, so that the health check
-    answers meanwhile; on the CPU it uses one core, whatever it is given."""
+    answers meanwhile; on the CPU it uses one core, whatever it is given.
+
+    Raises ``Corrupt`` where it does not give the golden objects that the weights bring."""
 
     def __init__(self, settings: Settings) -> None:
         if settings.objects.device == "cpu":
             one_thread()
-        self._finder = Finder.load(settings.objects, settings.encoder.weights)
+        self._finder = Finder.checked(settings.objects, settings.encoder.weights)
 
     async def objects(self, rgb_HWC: Bytes3) -> Objects:
         """What a stored picture, uint8 [H, W, 3] at working size, is found by."""

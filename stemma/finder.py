@@ -15,7 +15,7 @@ from stemma import clones, splice
 from stemma.config import ObjectSettings
 from stemma.errors import NotFound
 from stemma.flow import OBJECTS_MAX, Described, Float, ObjectHit, Objects
-from stemma.networks import weights
+from stemma.networks import golden, weights
 from stemma.networks.detector import Detector, regions
 from stemma.networks.objects import ObjectEncoder, large
 from stemma.networks.weights import ObjectsCard
@@ -64,6 +64,16 @@ class Finder:
         folder = folder_of(settings, encoder_weights)
         encoder = ObjectEncoder.load(settings.model_copy(update={"weights": folder}), encoder_weights)
         return cls(Detector.load(settings), encoder, objects_max=settings.objects_max)
+
+    @classmethod
+    def checked(cls, settings: ObjectSettings, encoder_weights: str | None = None) -> Finder:
+        """As ``load``, for what takes traffic. Raises ``Corrupt`` where the networks do not give the golden objects
+        that the weights bring."""
+        finder, made_by = cls.load(settings, encoder_weights), weights_for(settings, encoder_weights)
+        assert made_by is not None
+        finders = golden.Finders(finder._detector, finder._encoder, made_by)
+        golden.check_objects(finders, folder_of(settings, encoder_weights))
+        return finder
 
     @property
     def card(self) -> ObjectsCard:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,13 +11,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from stemma.config import ComparatorSettings, EncoderSettings
+from stemma.config import ComparatorSettings, EncoderSettings, ObjectSettings
 from stemma.errors import BadRequest, NotFound
 from stemma.index.codec import Codec
 from stemma.networks import golden, public
 from stemma.networks import weights as files
 from stemma.networks.comparing import Comparator
+from stemma.networks.detector import Detector
 from stemma.networks.encoder import Encoder
+from stemma.networks.objects import ObjectEncoder
 from stemma.terminal import run
 from training import encoder_weights
 from training.export import export
@@ -62,7 +64,7 @@ def _weights(
     elif what == "verify":
         _verify(folder, as_json)
     elif what == "golden":
-        path = golden.make(files.resolve(folder), *_networks(folder))
+        path = _Networks.load(folder).make(files.resolve(folder))
         print(f"{path}: made of {', '.join(_cards(folder))}")
     elif what == "import":
         _import(source or [], out)
@@ -73,44 +75,58 @@ def _weights(
     return 0
 
 
-def _cards(folder: Path | None) -> dict[str, Any]:
+def _cards(folder: Path | None) -> dict[str, files.AnyCard]:
     """The folder's cards by network. Raises ``NotFound`` where it has none, ``Corrupt`` for a broken one."""
-    where = files.resolve(folder)
-    readers = {
-        "encoder": (files.CARD_FILE, files.card),
-        "comparator": (files.COMPARATOR_CARD_FILE, files.comparator_card),
-        "flow": (files.FLOW_CARD_FILE, files.flow_card),
-    }
-    found = {name: read(where) for name, (file, read) in readers.items() if (where / file).exists()}
+    found = {part.name: part.card(folder) for part in files.PARTS if part.there(folder)}
     if not found:
-        raise NotFound("there are no weights: no card", subject=str(where))
+        raise NotFound("there are no weights: no card", subject=str(files.resolve(folder)))
     return found
 
 
-def _networks(folder: Path | None) -> tuple[Encoder | None, Comparator | None]:
-    cards, where = _cards(folder), None if folder is None else str(folder)
-    encoder = comparator = None
-    if "encoder" in cards:
-        encoder = Encoder.load(EncoderSettings(weights=where, size=cards["encoder"].size))
-    if "comparator" in cards:
-        flow = "flow" in cards
-        comparator = Comparator.load(ComparatorSettings(weights=where, size=cards["comparator"].size, flow=flow))
-    return encoder, comparator
+@dataclass(frozen=True, slots=True)
+class _Networks:
+    """A folder's networks, those that it has."""
+
+    encoder: Encoder | None
+    comparator: Comparator | None
+    finders: golden.Finders | None
+
+    @classmethod
+    def load(cls, folder: Path | None) -> _Networks:
+        cards, where = _cards(folder), None if folder is None else str(folder)
+        encoder = comparator = finders = None
+
+        def known(name: str) -> dict[str, Any]:
+            return {"weights": where, "size": cards[name].size}
+
+        if "encoder" in cards:
+            encoder = Encoder.load(EncoderSettings.model_validate(known("encoder")))
+        if "comparator" in cards:
+            settings = known("comparator") | {"flow": "flow" in cards}
+            comparator = Comparator.load(ComparatorSettings.model_validate(settings))
+        if {"encoder", "detector", "objects"} <= set(cards):
+            objects = ObjectSettings.model_validate(known("objects"))
+            made_by = files.objects_digest(files.objects_card(folder), files.detector_card(folder))
+            finders = golden.Finders(Detector.load(objects), ObjectEncoder.load(objects, where), made_by)
+        return cls(encoder, comparator, finders)
+
+    def make(self, folder: Path) -> Path:
+        """Golden answers anew."""
+        return golden.make(folder, self.encoder, self.comparator, self.finders)
 
 
 def _verify(folder: Path | None, as_json: bool) -> None:
     """Every file against its digest, every golden answer against the networks'. Raises ``Corrupt`` where one lies."""
-    readers = {"encoder": files.read_tensors, "comparator": files.read_comparator, "flow": files.read_flow}
-    lines = [(name, card.digest, "the file is what its card says") for name, card in _cards(folder).items()]
-    for name, _, _ in lines:
-        readers[name](folder)
+    parts = [part for part in files.PARTS if part.name in _cards(folder)]
+    lines = [(part.name, part.read(folder)[0].digest, "the file is what its card says") for part in parts]
     for path in sorted((files.resolve(folder) / files.CODEC_FOLDER).glob("*/codec.json")):
         codec = Codec.load(path.parent)
         lines.append((f"codec {path.parent.name}", codec.id.partition("-")[2], "the files are what their card says"))
-    encoder, comparator = _networks(folder)
+    made = _Networks.load(folder)
     for name, same in (
-        ("golden descriptors", encoder is not None and golden.check_encoder(encoder, folder)),
-        ("golden comparisons", comparator is not None and golden.check_comparator(comparator, folder)),
+        ("golden descriptors", made.encoder is not None and golden.check_encoder(made.encoder, folder)),
+        ("golden comparisons", made.comparator is not None and golden.check_comparator(made.comparator, folder)),
+        ("golden objects", made.finders is not None and golden.check_objects(made.finders, folder)),
     ):
         lines.append((name, "", "computed again, the same" if same else "none here to compare with"))
     for name, digest, said in lines:
@@ -136,7 +152,7 @@ def _export(run_: Path | None, out: Path, data: Path | None, features: Path | No
     if isinstance(card, files.Card):
         print("\n".join((f"{out}: next, in this order", *encoder_weights.NEXT)))
         return
-    golden.make(out, *_networks(out))
+    _Networks.load(out).make(out)
     print(f"{out}: next, stemma train calibrate --data DIR")
 
 

@@ -1,4 +1,4 @@
-"""Golden descriptors and comparisons: what the shipped weights said of drawn pictures when they were released.
+"""Golden descriptors, comparisons and objects: what the shipped weights said of drawn pictures when they were released.
 
 ``golden.json`` lies beside the cards. Before weights take traffic, and in a test, it is computed again: a difference
 means another preprocessing, network or build of a library, and stored descriptors or fitted thresholds would no longer
@@ -12,6 +12,7 @@ Shape letters: H, W rows and columns; R, C those of a heatmap.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from stemma.errors import Corrupt
 from stemma.flow import Judged, Pairing, Pixels
 from stemma.networks import weights
 from stemma.networks.comparing import Comparator
+from stemma.networks.detector import Detector
 from stemma.networks.encoder import Encoder
+from stemma.networks.objects import ObjectEncoder
 from stemma.vision.decode import working_copy
 from stemma.vision.geometry import Picture
 
@@ -38,6 +41,14 @@ HEAT_OFF_MEAN_MAX = 0.02
 HEAT_BLOCK = 7
 LEFT_PX, TOP_PX = 24, 16
 """What the comparisons' queries lack of the original on each side."""
+
+OBJECT_BOXES = np.array([[20, 10, 110, 100], [120, 60, 240, 180]], np.float32)
+"""What is embedded of every picture, beside the whole of it: fixed, so that no detector decides on it."""
+DETECTED = 2
+"""Boxes kept of a picture, the surest: of the others two may change places."""
+DETECTED_AMONG = 8
+BOX_OFF_MAX_PX = 2.0
+SCORE_OFF_MAX = 0.03
 
 Places = NDArray[np.int64]
 
@@ -84,13 +95,24 @@ def comparisons() -> tuple[tuple[Picture, Pairing], ...]:
     )
 
 
-def make(folder: Path, encoder: Encoder | None, comparator: Comparator | None) -> Path:
+@dataclass(frozen=True, slots=True)
+class Finders:
+    """What finds and embeds objects, and what its objects are known by (``weights.objects_digest``)."""
+
+    detector: Detector
+    encoder: ObjectEncoder
+    weights: str
+
+
+def make(folder: Path, encoder: Encoder | None, comparator: Comparator | None, finders: Finders | None = None) -> Path:
     """Write ``golden.json`` for the networks that ``folder`` has, loaded from there."""
     said: dict[str, Any] = {}
     if encoder is not None:
         said |= {"encoder": encoder.card.digest, "descriptors": [_described(encoder, n) for n in range(PHASES)]}
     if comparator is not None:
         said |= {"comparator": comparator.card.digest, "comparisons": [_shown(one) for one in _judged(comparator)]}
+    if finders is not None:
+        said |= {"objects": finders.weights, "found": [_found(finders, n) for n in range(PHASES)]}
     path = folder / FILE
     path.write_text(json.dumps(said) + "\n", encoding="utf-8")
     return path
@@ -103,16 +125,40 @@ def check_encoder(encoder: Encoder, folder: str | Path | None = None) -> bool:
         return False
     _same_weights(golden["encoder"], encoder.card.digest, folder)
     for number, kept in enumerate(golden["descriptors"]):
-        made = _described(encoder, number)
-        for name, values in made.items():
-            off = np.abs(np.array(values) - np.array(kept[name]))
-            if off.max() > LEVELS_OFF_MAX or off.mean() > LEVELS_OFF_MEAN_MAX:
+        for name, values in _described(encoder, number).items():
+            _same_levels(values, kept[name], f"golden picture {number}: {name}", encoder.card.name)
+    return True
+
+
+def check_objects(finders: Finders, folder: str | Path | None = None) -> bool:
+    """Recompute the golden objects; False where the folder brings none. Raises ``Corrupt`` where they differ."""
+    golden = _golden(folder)
+    if "objects" not in golden:
+        return False
+    _same_weights(golden["objects"], finders.weights, folder)
+    for number, kept in enumerate(golden["found"]):
+        made, subject = _found(finders, number, DETECTED_AMONG), finders.encoder.card.name
+        _same_levels(made["embedding"], kept["embedding"], f"golden picture {number}: objects", subject)
+        boxes_O4, score_O = np.array(made["boxes"]).reshape(-1, 4), np.array(made["scores"])
+        for box, score in zip(kept["boxes"], kept["scores"], strict=True):
+            box_off_O, score_off_O = np.abs(boxes_O4 - box).max(1, initial=0), np.abs(score_O - score)
+            if not ((box_off_O <= BOX_OFF_MAX_PX) & (score_off_O <= SCORE_OFF_MAX)).any():
                 raise Corrupt(
-                    f"golden picture {number}: {name} differ from the released ones by up to {off.max()} levels, "
-                    f"{off.mean():.2f} on average; stored descriptors would no longer fit",
-                    subject=encoder.card.name,
+                    f"golden picture {number}: the released detector saw an object at {box}, score {score:.3f}, and "
+                    "this one does not; stored objects would no longer be what a query looks for",
+                    subject=subject,
                 )
     return True
+
+
+def _same_levels(made: list[int], kept: list[int], what: str, subject: str) -> None:
+    off = np.abs(np.array(made) - np.array(kept))
+    if off.max() > LEVELS_OFF_MAX or off.mean() > LEVELS_OFF_MEAN_MAX:
+        raise Corrupt(
+            f"{what} differ from the released ones by up to {off.max()} levels, {off.mean():.2f} on average; stored "
+            "descriptors would no longer fit",
+            subject=subject,
+        )
 
 
 def check_comparator(comparator: Comparator, folder: str | Path | None = None) -> bool:
@@ -160,6 +206,16 @@ def _described(encoder: Encoder, phase: int) -> dict[str, list[int]]:
     made = encoder.encode(picture(phase), mirrored=False)
     assert made.cells_VNF is not None
     return {"embedding": made.embedding_VD[0].tolist(), "cells": made.cells_VNF[0, ::EVERY_CELL].ravel().tolist()}
+
+
+def _found(finders: Finders, phase: int, most: int = DETECTED) -> dict[str, Any]:
+    drawn_HWC = picture(phase)
+    box_O4, score_O = finders.detector.detect(drawn_HWC, most)
+    return {
+        "embedding": finders.encoder.embed(drawn_HWC, OBJECT_BOXES).embedding_OD.ravel().tolist(),
+        "boxes": [[round(float(edge), 1) for edge in box] for box in box_O4],
+        "scores": [round(float(score), 4) for score in score_O],
+    }
 
 
 def _judged(comparator: Comparator) -> list[Judged]:

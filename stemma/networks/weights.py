@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,16 +24,6 @@ from stemma.errors import Corrupt, NotFound
 
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 DEFAULT = "starter"
-CARD_FILE = "card.json"
-ENCODER_FILE = "encoder.safetensors"
-COMPARATOR_CARD_FILE = "comparator.json"
-COMPARATOR_FILE = "comparator.safetensors"
-FLOW_CARD_FILE = "flow.json"
-FLOW_FILE = "flow.safetensors"
-DETECTOR_CARD_FILE = "detector.json"
-DETECTOR_FILE = "detector.safetensors"
-OBJECTS_CARD_FILE = "objects.json"
-OBJECTS_FILE = "objects.safetensors"
 CODEC_FOLDER = "codec"
 SIDE_STEP_PX = 16
 
@@ -41,14 +31,32 @@ Tensors = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
-    """What is known of some weights; ``card.json`` holds these fields."""
+class AnyCard:
+    """What is known of any network's weights; its card's file holds these fields, and those of its own kind."""
 
     name: str
     size: str
-    """``starter`` or ``paper``: which network the tensors belong to."""
+    """``starter`` or ``paper``, of the flow ``small`` or ``large``: which network the tensors belong to."""
     digest: str
-    """Hex SHA-256 of ``encoder.safetensors``; stored with every row it made."""
+    """Hex SHA-256 of the tensors' file."""
+    what: str = ""
+    licences: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """What was measured: shares with n and 95% intervals."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trained(AnyCard):
+    data: str = ""
+    command: str = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card(_Trained):
+    """The encoder's. Its digest is stored with every row that it made, and covers both scales."""
+
     embedding_scale: float
     """int8 = round(scale x component of a unit vector), one scale for all, clipped at 127."""
     cells_scale: float
@@ -56,14 +64,10 @@ class Card:
     """An original is found when its match score is at least this."""
     calibration: tuple[tuple[float, float], ...]
     """(match score, probability that the best candidate is the right original), scores rising; linear between."""
-    what: str = ""
-    data: str = ""
-    command: str = ""
-    seed: int = 0
-    licences: tuple[str, ...] = ()
-    limits: tuple[str, ...] = ()
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    """Measured on the calibration photographs: shares with n and 95% intervals."""
+
+    def __post_init__(self) -> None:
+        if any(a[0] >= b[0] or a[1] > b[1] for a, b in itertools.pairwise(self.calibration)):
+            raise ValueError("the calibration does not rise")
 
     def match_probability(self, score: float) -> float:
         """Calibrated probability that the best verified candidate, at this score, is the right original."""
@@ -78,14 +82,9 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ComparatorCard:
-    """What is known of a comparator's weights; ``comparator.json`` holds these fields."""
+class ComparatorCard(_Trained):
+    """The comparator's."""
 
-    name: str
-    size: str
-    """``starter`` or ``paper``."""
-    digest: str
-    """Hex SHA-256 of ``comparator.safetensors``."""
     temperature: float
     """The logits are divided by it before the softmax."""
     margin: float
@@ -96,13 +95,6 @@ class ComparatorCard:
     """Probability from which on a place of the heatmap is called changed (regions, IoU)."""
     side_px: int = 160
     """Square in which a pair is compared: the one that it was trained at."""
-    what: str = ""
-    data: str = ""
-    command: str = ""
-    seed: int = 0
-    licences: tuple[str, ...] = ()
-    limits: tuple[str, ...] = ()
-    figures: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -116,47 +108,21 @@ class ComparatorCard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FlowCard:
-    """What is known of the dense flow's weights; ``flow.json`` holds these fields."""
+class FlowCard(AnyCard):
+    """The dense flow's."""
 
-    name: str
-    size: str
-    """``small`` or ``large``: which RAFT."""
-    digest: str
-    """Hex SHA-256 of ``flow.safetensors``."""
-    what: str = ""
     origin: str = ""
-    licences: tuple[str, ...] = ()
-    limits: tuple[str, ...] = ()
-    figures: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DetectorCard:
-    """What is known of a detector's weights; ``detector.json`` holds these fields."""
-
-    name: str
-    size: str
-    """``starter`` or ``paper``."""
-    digest: str
-    """Hex SHA-256 of ``detector.safetensors``."""
-    what: str = ""
-    data: str = ""
-    command: str = ""
-    seed: int = 0
-    licences: tuple[str, ...] = ()
-    limits: tuple[str, ...] = ()
-    figures: Mapping[str, Any] = field(default_factory=dict)
+class DetectorCard(_Trained):
+    """The detector's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectsCard:
-    """What is known of the embedding of objects; ``objects.json`` holds these fields."""
+class ObjectsCard(_Trained):
+    """Of the embedding of objects: projections on features of the encoder's trunk."""
 
-    name: str
-    size: str
-    digest: str
-    """Hex SHA-256 of ``objects.safetensors``: projections on features of the encoder's trunk."""
     encoder: str
     """Digest of the encoder's weights that they were fitted on."""
     scale: float
@@ -165,88 +131,101 @@ class ObjectsCard:
     """Bias, weight of the match and of the damped distance: logistic probability that a verified hit is the donor."""
     donor_min: float = 1.0
     """Probability from which on a donor is shown; 1: not fitted yet, none is."""
-    what: str = ""
-    data: str = ""
-    command: str = ""
-    seed: int = 0
-    licences: tuple[str, ...] = ()
-    limits: tuple[str, ...] = ()
-    figures: Mapping[str, Any] = field(default_factory=dict)
 
 
-AnyCard = TypeVar("AnyCard", Card, ComparatorCard, FlowCard, DetectorCard, ObjectsCard)
+_TUPLES = ("licences", "limits", "calibration", "donor")
+_LAST = ("what", "data", "origin", "command", "seed", "licences", "limits", "figures")
+"""In a card's file, behind what the networks are run by."""
+C = TypeVar("C", bound=AnyCard)
 
 
-def card(folder: str | Path | None = None) -> Card:
-    """The encoder's card of the weights in ``folder``; ``None`` means those shipped.
+@dataclass(frozen=True, slots=True)
+class Part(Generic[C]):
+    """One network of a folder of weights: the file of its tensors, and the card that holds the file's digest.
 
-    Raises ``NotFound`` where there is no card, ``Corrupt`` for one that cannot be read.
+    ``folder`` is ``None`` for those shipped.
     """
-    return _read_card(resolve(folder) / CARD_FILE, Card)
+
+    name: str
+    kind: type[C]
+    card_file: str
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.safetensors"
+
+    def there(self, folder: str | Path | None = None) -> bool:
+        """Whether the folder brings this network."""
+        return (resolve(folder) / self.card_file).exists()
+
+    def card(self, folder: str | Path | None = None) -> C:
+        """Raises ``NotFound`` where there is no card, ``Corrupt`` for one that cannot be read."""
+        path = resolve(folder) / self.card_file
+        try:
+            body = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            where = str(path.parent)
+            raise NotFound(f"no such weights in {where}: it has no {path.name}", subject=where) from error
+        except (OSError, ValueError) as error:
+            raise Corrupt(f"the card cannot be read: {error}; take the folder anew", subject=str(path)) from error
+        try:
+            extra = sorted(set(body) - {entry.name for entry in fields(self.kind)})
+            if extra:
+                raise ValueError(f"unknown fields {', '.join(extra)}")
+            return self.kind(**{name: _frozen(value) if name in _TUPLES else value for name, value in body.items()})
+        except (TypeError, ValueError) as error:
+            raise Corrupt(f"the card does not fit this version: {error}", subject=str(path)) from error
+
+    def read(self, folder: str | Path | None = None) -> tuple[C, Tensors]:
+        """The card and every tensor, floats as float32.
+
+        Raises ``NotFound``, and ``Corrupt`` when the file is not the one the card describes.
+        """
+        entry = self.card(folder)
+        return entry, _read_file(resolve(folder) / self.file, entry.digest)
+
+    def write(self, folder: Path, tensors: Tensors, header: dict[str, str] | None = None) -> str:
+        """Write the tensors as they are given (float16 ships) and return the file's digest for the card."""
+        return _write_file(folder / self.file, tensors, header)
 
 
-def comparator_card(folder: str | Path | None = None) -> ComparatorCard:
-    """The comparator's card of the weights in ``folder``; raises as ``card`` does."""
-    return _read_card(resolve(folder) / COMPARATOR_CARD_FILE, ComparatorCard)
+ENCODER = Part("encoder", Card, "card.json")
+COMPARATOR = Part("comparator", ComparatorCard, "comparator.json")
+FLOW = Part("flow", FlowCard, "flow.json")
+DETECTOR = Part("detector", DetectorCard, "detector.json")
+OBJECTS = Part("objects", ObjectsCard, "objects.json")
+PARTS: tuple[Part[Any], ...] = (ENCODER, COMPARATOR, FLOW, DETECTOR, OBJECTS)
+
+CARD_FILE, ENCODER_FILE = ENCODER.card_file, ENCODER.file
+COMPARATOR_CARD_FILE, COMPARATOR_FILE = COMPARATOR.card_file, COMPARATOR.file
+FLOW_CARD_FILE, FLOW_FILE = FLOW.card_file, FLOW.file
+DETECTOR_CARD_FILE, DETECTOR_FILE = DETECTOR.card_file, DETECTOR.file
+OBJECTS_CARD_FILE, OBJECTS_FILE = OBJECTS.card_file, OBJECTS.file
+
+card, read_tensors = ENCODER.card, ENCODER.read
+comparator_card, read_comparator, write_comparator = COMPARATOR.card, COMPARATOR.read, COMPARATOR.write
+flow_card, read_flow, write_flow = FLOW.card, FLOW.read, FLOW.write
+detector_card, read_detector, write_detector = DETECTOR.card, DETECTOR.read, DETECTOR.write
+objects_card, read_objects, write_objects = OBJECTS.card, OBJECTS.read, OBJECTS.write
 
 
-def flow_card(folder: str | Path | None = None) -> FlowCard:
-    """The flow's card of the weights in ``folder``; raises as ``card`` does."""
-    return _read_card(resolve(folder) / FLOW_CARD_FILE, FlowCard)
+def write_tensors(folder: Path, tensors: Tensors, *, embedding_scale: float, cells_scale: float) -> str:
+    """``ENCODER.write`` with both scales in the file's header, under the digest."""
+    scales = {"embedding_scale": repr(embedding_scale), "cells_scale": repr(cells_scale)}
+    return ENCODER.write(folder, tensors, scales)
 
 
-def detector_card(folder: str | Path | None = None) -> DetectorCard:
-    """The detector's card of the weights in ``folder``; raises as ``card`` does."""
-    return _read_card(resolve(folder) / DETECTOR_CARD_FILE, DetectorCard)
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def objects_card(folder: str | Path | None = None) -> ObjectsCard:
-    """The objects' card of the weights in ``folder``; raises as ``card`` does."""
-    return _read_card(resolve(folder) / OBJECTS_CARD_FILE, ObjectsCard)
-
-
-def _read_card(path: Path, kind: type[AnyCard]) -> AnyCard:
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise NotFound(f"no such weights in {path.parent}: it has no {path.name}", subject=str(path.parent)) from error
-    except (OSError, ValueError) as error:
-        raise Corrupt(f"the card cannot be read: {error}; take the folder anew", subject=str(path)) from error
-    known = {entry.name for entry in fields(kind)}
-    try:
-        extra = sorted(set(body) - known)
-        if extra:
-            raise ValueError(f"unknown fields {', '.join(extra)}")
-        lists: dict[str, Any] = {name: tuple(body.get(name, ())) for name in ("licences", "limits")}
-        if kind is Card:
-            lists["calibration"] = _points(body["calibration"])
-        if kind is ObjectsCard and "donor" in body:
-            lists["donor"] = tuple(float(value) for value in body["donor"])
-        return kind(**{**body, **lists})
-    except (TypeError, ValueError, KeyError) as error:
-        raise Corrupt(f"the card does not fit this version: {error}", subject=str(path)) from error
-
-
-def _points(rows: Any) -> tuple[tuple[float, float], ...]:
-    points = tuple((float(score), float(probability)) for score, probability in rows)
-    if any(a[0] >= b[0] or a[1] > b[1] for a, b in itertools.pairwise(points)):
-        raise ValueError("the calibration does not rise")
-    return points
-
-
-def write_card(folder: Path, entry: Card | ComparatorCard | FlowCard | DetectorCard | ObjectsCard) -> None:
+def write_card(folder: Path, entry: AnyCard) -> None:
     """Write the card's own file into ``folder``; figures and lists stay readable by a person."""
-    text = json.dumps(asdict(entry), indent=1, ensure_ascii=False)
-    (folder / _CARD_FILES[type(entry)]).write_text(text + "\n", encoding="utf-8")
-
-
-_CARD_FILES: dict[type[Any], str] = {
-    Card: CARD_FILE,
-    ComparatorCard: COMPARATOR_CARD_FILE,
-    FlowCard: FLOW_CARD_FILE,
-    DetectorCard: DETECTOR_CARD_FILE,
-    ObjectsCard: OBJECTS_CARD_FILE,
-}
+    (part,) = (one for one in PARTS if one.kind is type(entry))
+    place = {name: at for at, name in enumerate(_LAST)}
+    body = dict(sorted(asdict(entry).items(), key=lambda pair: place.get(pair[0], -1)))
+    text = json.dumps(body, indent=1, ensure_ascii=False)
+    (folder / part.card_file).write_text(text + "\n", encoding="utf-8")
 
 
 def resolve(folder: str | Path | None) -> Path:
@@ -280,39 +259,6 @@ def codec_folder(name: str, folder: str | Path | None = None) -> Path:
     return path
 
 
-def read_tensors(folder: str | Path | None = None) -> tuple[Card, Tensors]:
-    """The card and every tensor of ``encoder.safetensors``, floats as float32.
-
-    Raises ``NotFound``, and ``Corrupt`` when the file is not the one the card describes.
-    """
-    entry = card(folder)
-    return entry, _read_file(resolve(folder) / ENCODER_FILE, entry.digest)
-
-
-def read_comparator(folder: str | Path | None = None) -> tuple[ComparatorCard, Tensors]:
-    """The card and every tensor of ``comparator.safetensors``; as ``read_tensors``."""
-    entry = comparator_card(folder)
-    return entry, _read_file(resolve(folder) / COMPARATOR_FILE, entry.digest)
-
-
-def read_flow(folder: str | Path | None = None) -> tuple[FlowCard, Tensors]:
-    """The card and every tensor of ``flow.safetensors``, under torchvision's names; as ``read_tensors``."""
-    entry = flow_card(folder)
-    return entry, _read_file(resolve(folder) / FLOW_FILE, entry.digest)
-
-
-def read_detector(folder: str | Path | None = None) -> tuple[DetectorCard, Tensors]:
-    """The card and every tensor of ``detector.safetensors``; as ``read_tensors``."""
-    entry = detector_card(folder)
-    return entry, _read_file(resolve(folder) / DETECTOR_FILE, entry.digest)
-
-
-def read_objects(folder: str | Path | None = None) -> tuple[ObjectsCard, Tensors]:
-    """The card and every tensor of ``objects.safetensors``; as ``read_tensors``."""
-    entry = objects_card(folder)
-    return entry, _read_file(resolve(folder) / OBJECTS_FILE, entry.digest)
-
-
 def _read_file(path: Path, digest: str) -> Tensors:
     # a query that never encodes (``stemma status``) must not pay for this import
     from safetensors import SafetensorError
@@ -335,32 +281,6 @@ def _read_file(path: Path, digest: str) -> Tensors:
 
 def _widen(tensor: NDArray[Any]) -> NDArray[Any]:
     return tensor.astype(np.float32) if np.issubdtype(tensor.dtype, np.floating) else tensor
-
-
-def write_tensors(folder: Path, tensors: Tensors, *, embedding_scale: float, cells_scale: float) -> str:
-    """Write ``encoder.safetensors`` and return its digest; the scales go into its header, under the digest."""
-    scales = {"embedding_scale": repr(embedding_scale), "cells_scale": repr(cells_scale)}
-    return _write_file(folder / ENCODER_FILE, tensors, scales)
-
-
-def write_comparator(folder: Path, tensors: Tensors) -> str:
-    """Write ``comparator.safetensors`` as it is given (float16 ships) and return its digest for the card."""
-    return _write_file(folder / COMPARATOR_FILE, tensors)
-
-
-def write_flow(folder: Path, tensors: Tensors) -> str:
-    """Write ``flow.safetensors``, names as torchvision's, and return its digest for the card."""
-    return _write_file(folder / FLOW_FILE, tensors)
-
-
-def write_detector(folder: Path, tensors: Tensors) -> str:
-    """Write ``detector.safetensors`` as it is given (float16 ships) and return its digest for the card."""
-    return _write_file(folder / DETECTOR_FILE, tensors)
-
-
-def write_objects(folder: Path, tensors: Tensors) -> str:
-    """Write ``objects.safetensors`` and return its digest for the card."""
-    return _write_file(folder / OBJECTS_FILE, tensors)
 
 
 def _write_file(path: Path, tensors: Tensors, header: dict[str, str] | None = None) -> str:

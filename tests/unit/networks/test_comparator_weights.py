@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,36 +62,36 @@ def test_the_notice_names_what_the_cards_name() -> None:
         assert name in notice, name
 
 
-@pytest.mark.parametrize(
-    ("read", "write", "a_card", "file"),
-    [
-        (weights.read_comparator, weights.write_comparator, a_comparator_card, weights.COMPARATOR_FILE),
-        (weights.read_flow, weights.write_flow, a_flow_card, weights.FLOW_FILE),
-    ],
-)
-def test_written_and_read_again_and_refused_when_changed(
-    tmp_path: Path, read: Callable[..., Any], write: Callable[..., str], a_card: Callable[..., Any], file: str
-) -> None:
+def blank(part: weights.Part[Any], **changes: Any) -> weights.AnyCard:
+    """The shipped card of a part with other things in it."""
+    return dataclasses.replace(part.card(), **changes)
+
+
+@pytest.mark.parametrize("part", weights.PARTS, ids=lambda part: part.name)
+def test_written_and_read_again_and_refused_when_changed(tmp_path: Path, part: weights.Part[Any]) -> None:
+    assert not part.there(tmp_path) and part.there()
     with pytest.raises(NotFound, match="json"):
-        read(tmp_path)
-    weights.write_card(tmp_path, a_card())
-    with pytest.raises(NotFound, match=file):
-        read(tmp_path)
+        part.read(tmp_path)
+    weights.write_card(tmp_path, blank(part))
+    with pytest.raises(NotFound, match=part.file):
+        part.read(tmp_path)
     tensors = {"b": np.arange(6, dtype=np.float16).reshape(2, 3).T, "n": np.array(3, np.int64)}
-    entry = a_card(digest=write(tmp_path, tensors), licences=("x",), figures={"n": 3})
+    entry = blank(part, digest=part.write(tmp_path, tensors), licences=("x",), figures={"n": 3})
     weights.write_card(tmp_path, entry)
-    card, again = read(tmp_path)
-    assert card == entry and all(np.array_equal(again[name], tensors[name]) for name in tensors)
+    card, again = part.read(tmp_path)
+    assert (
+        card == entry and part.there(tmp_path) and all(np.array_equal(again[name], tensors[name]) for name in tensors)
+    )
     assert again["b"].dtype == np.float32 and again["n"].dtype == np.int64
-    body = bytearray((tmp_path / file).read_bytes())
+    body = bytearray((tmp_path / part.file).read_bytes())
     body[-1] ^= 1
-    (tmp_path / file).write_bytes(body)
+    (tmp_path / part.file).write_bytes(body)
     with pytest.raises(Corrupt, match="card says"):
-        read(tmp_path)
-    (tmp_path / file).write_bytes(b"not safetensors")
-    weights.write_card(tmp_path, a_card(digest=weights.digest_of(b"not safetensors")))
+        part.read(tmp_path)
+    (tmp_path / part.file).write_bytes(b"not safetensors")
+    weights.write_card(tmp_path, blank(part, digest=weights.digest_of(b"not safetensors")))
     with pytest.raises(Corrupt, match="no safetensors"):
-        read(tmp_path)
+        part.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -127,3 +126,19 @@ def test_a_flow_of_no_known_size_is_corrupt(tmp_path: Path) -> None:
 def test_narrow_keeps_counters_and_halves_floats() -> None:
     out = weights.narrow({"w": np.ones(3, np.float32), "n": np.array(7, np.int64)})
     assert out["w"].dtype == np.float16 and out["n"].dtype == np.int64
+
+
+@pytest.mark.parametrize("part", weights.PARTS, ids=lambda part: part.name)
+def test_a_shipped_card_is_written_as_it_lies_there(tmp_path: Path, part: weights.Part[Any]) -> None:
+    weights.write_card(tmp_path, part.card())
+    assert (tmp_path / part.card_file).read_bytes() == (weights.resolve(None) / part.card_file).read_bytes()
+
+
+def test_objects_are_known_by_all_that_makes_them() -> None:
+    objects, detector = weights.objects_card(), weights.detector_card()
+    changed = [{"digest": "1" * 64}, {"encoder": "2" * 64}, {"scale": objects.scale + 1}]
+    known = [weights.objects_digest(dataclasses.replace(objects, **one), detector) for one in changed]  # type: ignore[arg-type]
+    known += [weights.objects_digest(objects, dataclasses.replace(detector, digest="3" * 64))]
+    assert len({*known, weights.objects_digest(objects, detector)}) == 5
+    # what was fitted since, or said, changes no stored object
+    assert weights.objects_digest(dataclasses.replace(objects, donor_min=0.9, what=""), detector) not in known

@@ -6,16 +6,19 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from stemma.config import ComparatorSettings
+from stemma.config import ComparatorSettings, ObjectSettings
 from stemma.errors import Corrupt
 from stemma.networks import golden, weights
 from stemma.networks.comparing import Comparator
+from stemma.networks.detector import Detector
 from stemma.networks.encoder import Encoder
+from stemma.networks.objects import ObjectEncoder
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +104,39 @@ def test_a_moved_heatmap_is_noticed(tmp_path: Path, comparator: Comparator) -> N
     path.write_text(json.dumps(body), encoding="utf-8")
     with pytest.raises(Corrupt, match="heatmap"):
         golden.check_comparator(comparator, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finders() -> golden.Finders:
+    settings = ObjectSettings()
+    made_by = weights.objects_digest(weights.objects_card(), weights.detector_card())
+    return golden.Finders(Detector.load(settings), ObjectEncoder.load(settings), made_by)
+
+
+def test_the_shipped_finders_give_their_golden_objects(finders: golden.Finders, tmp_path: Path) -> None:
+    assert golden.check_objects(finders)
+    assert not golden.check_objects(finders, tmp_path)
+    # a file of before there were objects goes on to work
+    golden.make(tmp_path, None, None)
+    assert not golden.check_objects(finders, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda one: one.update(embedding=[value + 3 for value in one["embedding"]]), "objects differ"),
+        (lambda one: one["boxes"].__setitem__(0, [5, 5, 9, 9]), r"saw an object at \[5"),
+        (lambda one: one.update(scores=[0.999, *one["scores"][1:]]), r"score 0\.999"),
+    ],
+)
+def test_other_objects_are_noticed(finders: golden.Finders, tmp_path: Path, change: Any, told: str) -> None:
+    body = json.loads((weights.resolve(None) / golden.FILE).read_text(encoding="utf-8"))
+    change(body["found"][1])
+    (tmp_path / golden.FILE).write_text(json.dumps(body), encoding="utf-8")
+    with pytest.raises(Corrupt, match=told):
+        golden.check_objects(finders, tmp_path)
+
+
+def test_golden_objects_are_of_one_detector_and_one_embedding(finders: golden.Finders) -> None:
+    with pytest.raises(Corrupt, match="stemma weights golden"):
+        golden.check_objects(dataclasses.replace(finders, weights="0" * 64))

@@ -88,6 +88,7 @@ def test_the_command_exports_with_golden_answers_and_verifies(
         "comparator": "the file is what its card says",
         "golden descriptors": "none here to compare with",
         "golden comparisons": "computed again, the same",
+        "golden objects": "none here to compare with",
     }
     # other weights in the old one's place: the golden answers are of another digest
     export.export(run / "last.pt", out)
@@ -99,17 +100,18 @@ def test_the_command_exports_with_golden_answers_and_verifies(
 def test_the_shipped_weights_verify(capsys: pytest.CaptureFixture[str]) -> None:
     assert command(["verify"]) == 0
     said = capsys.readouterr().out
-    for name in ("encoder", "comparator", "flow", "codec opq"):
+    for name in ("encoder", "comparator", "flow", "detector", "objects", "codec opq"):
         assert any(line.startswith(name) and "card says" in line for line in said.splitlines()), name
-    assert said.count("computed again, the same") == 2
+    assert said.count("computed again, the same") == 3
 
 
 def test_list_and_show_name_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert command(["list", "--json"]) == 0
     listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [one["network"] for one in listed] == ["encoder", "comparator", "flow", "codec"]
+    networks = [part.name for part in weights.PARTS]
+    assert [one["network"] for one in listed] == [*networks, "codec"]
     assert command(["show"]) == 0
-    assert set(json.loads(capsys.readouterr().out)) == {"encoder", "comparator", "flow"}
+    assert list(json.loads(capsys.readouterr().out)) == networks
 
 
 @pytest.mark.parametrize(
