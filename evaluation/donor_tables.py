@@ -1,4 +1,4 @@
-"""Tables about donors: of the fixed queries, of composites in small, of copy-moves, and of PS-Battles' variants."""
+"""Tables about donors: of fixed queries, composites in small, copy-moves, PS-Battles' variants, and of students."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ def donor_tables(result: dict[str, Any]) -> list[str]:
         parts += [_composites(result["splice"]), _counts(result["splice"]["by_objects"], ("donor", "either"))]
     if "pir" in result:
         parts.append(_pir(result["pir"]))
+    if "students" in result:
+        parts.append(_students(result))
     return parts
 
 
@@ -95,3 +97,31 @@ def _pir(pir: dict[str, Any]) -> str:
         for each in pir["by_objects"]
     ]
     return table(["objects", "R@1", "R@10", "R@100", "code bytes an image", "n"], rows)
+
+
+def _students(result: dict[str, Any]) -> str:
+    """OE-SIR Table 2 in small: cost, eq. 6, and donors found, by crops and by one pass."""
+
+    def row(name: str, each: dict[str, Any]) -> Iterator[str]:
+        yield name
+        yield f"{each['multiply_adds'] / 1e6:,.0f} M"
+        yield f"{each['parameters'] / 1e6:.2f} M"
+        yield f"{each['mse']:.4f}, {each['explained']:.0%} explained" if "mse" in each else ""
+        for pooling in ("crops", "one_pass"):
+            found = each.get(pooling)
+            for depth in ("R@1", "R@10"):
+                kept = None if found is None else found.get("kept", {}).get(depth)
+                text = "" if found is None else told(found[depth])
+                yield text if kept is None else f"{text}, keeps {kept:.0%}"
+
+    heads = [
+        "network",
+        "multiply-adds",
+        "parameters",
+        "mean square, validation",
+        "crops R@1",
+        "R@10",
+        "one pass R@1",
+        "R@10",
+    ]
+    return table(heads, [list(row(name, each)) for name, each in result["students"].items()])

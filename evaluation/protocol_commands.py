@@ -1,4 +1,4 @@
-"""``stemma evaluate splice | localization | pir`` at a terminal: the second paper's protocols in small."""
+"""``stemma evaluate splice | localization | pir | students`` at a terminal: the second paper's protocols in small."""
 
 from __future__ import annotations
 
@@ -94,6 +94,24 @@ def pir(
 
     objects = describer(load(config))
     return _say(measure(data, objects.stored, objects.asked, queries_max=most), as_json)
+
+
+def students(
+    data: DataOption,
+    runs: Annotated[
+        list[Path] | None, typer.Option("--run", help="a trained student's run; default: out/runs/student-s1, -s2, -s3")
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Multiply-adds, parameters, and the share of the teacher's donors that each student keeps. DIR is the development
+    data, with photos/."""
+    # imported late: torch and the networks
+    import torch
+
+    from evaluation.students import student_figures, student_runs
+
+    torch.set_num_threads(1)
+    return _say(student_figures(data, runs or student_runs()), as_json)
 
 
 def _say(result: dict[str, Any], as_json: bool) -> int:

@@ -20,7 +20,8 @@ from stemma.errors import BadRequest, Corrupt, NotFound
 from stemma.networks import encoder as encoder_network
 from stemma.networks import weights as weights_files
 from stemma.networks.backbones import Lite0, lite0_keys
-from training import comparator, data, detector, encoder, hardest, loop
+from stemma.vision.geometry import Picture
+from training import comparator, data, detector, encoder, hardest, loop, student
 from training.comparator import ComparatorSettings, ComparatorStep
 from training.data import Feed, PairData
 from training.detector import DetectorStep, DetectorTraining
@@ -29,6 +30,7 @@ from training.groups import VIEWS, Group, GroupBatch, GroupData
 from training.hardest import Row
 from training.loop import LoopSettings, Step
 from training.pairs import KINDS, Pair
+from training.student import StudentStep, StudentTraining
 from training.workers import Workers
 
 CHECKOUT = Path(__file__).parent.parent / "configs" / "training"
@@ -37,7 +39,7 @@ SHIPPED = "shipped"
 """What ``--begin`` calls the weights that come with this version."""
 VALIDATION_SEED = 7_000_003
 """Far from every training seed; what chooses a checkpoint is drawn once and for all."""
-NETWORKS = ("comparator", "detector", "encoder")
+NETWORKS = ("comparator", "detector", "encoder", "student")
 """The sections of a config of which a run uses one."""
 GROUPS_PER_BATCH = 7
 """Validation groups encoded together: the 49 photographs are seven such batches."""
@@ -48,10 +50,11 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    network: Literal["comparator", "detector", "encoder"]
+    network: Literal["comparator", "detector", "encoder", "student"]
     comparator: ComparatorSettings = ComparatorSettings()
     detector: DetectorTraining = DetectorTraining()
     encoder: EncoderTraining = EncoderTraining()
+    student: StudentTraining = StudentTraining()
     loop: LoopSettings = LoopSettings()
     render_processes: int = Field(1, ge=0, description="processes of each worker that render ahead; 0: none")
     validation_renders: int = Field(2, ge=1, description="renderings of each validation photograph and kind")
@@ -103,18 +106,15 @@ def describe(config: TrainingConfig) -> dict[str, Any]:
 
 def steps(config: TrainingConfig) -> int:
     """Optimizer updates of a whole run."""
-    if config.network == "detector":
-        return config.detector.steps
-    return config.comparator.steps if config.network == "comparator" else config.encoder.steps
+    return int(getattr(config, config.network).steps)
 
 
 def items(config: TrainingConfig) -> tuple[int, str]:
-    """(what a step is fed, its unit): pairs of the comparator, pictures of the detector, views of the encoder."""
-    if config.network == "comparator":
-        return config.comparator.batch, "pairs"
-    if config.network == "detector":
-        return config.detector.batch, "images"
-    return VIEWS * config.encoder.batch, "images"
+    """(what a step is fed, its unit): pairs of the comparator, views of the encoder, pictures of the others."""
+    batch = int(getattr(config, config.network).batch)
+    if config.network == "encoder":
+        batch *= VIEWS
+    return batch, "pairs" if config.network == "comparator" else "images"
 
 
 class Parts(Protocol):
@@ -148,6 +148,8 @@ def parts(config: TrainingConfig, folder: Path, workers: Workers, *, device: str
         return ComparatorParts(config, folder, workers, device)
     if config.network == "detector":
         return DetectorParts(config, folder, workers, device)
+    if config.network == "student":
+        return StudentParts(config, folder, workers, device)
     return EncoderParts(config, folder, workers, device)
 
 
@@ -307,6 +309,53 @@ class EncoderParts:
             self._feed.close()
 
 
+class StudentParts:
+    """A student's step over windows of photographs."""
+
+    def __init__(
+        self, config: TrainingConfig, folder: Path, workers: Workers, device: str | torch.device = "cpu"
+    ) -> None:
+        settings = config.student
+        fixed, digests = student.frozen(settings)
+        self._config, self._workers, self._folder = config, workers, folder
+        self.step = StudentStep(settings, student.build(settings), fixed, workers, digests=digests, device=device)
+        photographs = data.training_photographs(folder)
+        self._data = student.StudentData(photographs, seed=settings.seed, side_px=settings.side_px)
+        self._feed: Feed[Picture, Tensor] | None = None
+        self._validation: list[Tensor] = []
+
+    @property
+    def steps(self) -> int:
+        return self._config.student.steps
+
+    def batches(self, first: int) -> Iterator[Tensor]:
+        self._feed = Feed(
+            self._data,
+            batch=self._config.student.batch,
+            step=first,
+            rank=self._workers.rank,
+            world=self._workers.world,
+            processes=self._config.render_processes,
+        )
+        return iter(self._feed)
+
+    def validate(self) -> dict[str, float]:
+        if not self._validation:
+            self._validation = student.validation_data(self._folder, self._config.student, VALIDATION_SEED)
+        return student.validate(self.step.network, self.step.fixed, self._validation)
+
+    def hardest(self) -> list[Row]:
+        """None: nothing in a feature map is right or wrong to a person."""
+        return []
+
+    def begin(self, source: str) -> int:
+        return self.step.begin(starting(source, self._config))
+
+    def close(self) -> None:
+        if self._feed is not None:
+            self._feed.close()
+
+
 def validation_groups(folder: Path) -> list[GroupBatch]:
     """Four views of every validation photograph, the same in every run."""
     photographs = data.validation_photographs(folder)
@@ -327,6 +376,8 @@ def starting(source: str, config: TrainingConfig) -> dict[str, Tensor]:
             "detector": weights_files.read_detector,
             "encoder": weights_files.read_tensors,
         }
+        if config.network not in readers:
+            raise NotFound(f"no {config.network} ships with this version; give a file", subject=source)
         return {name: torch.from_numpy(tensor) for name, tensor in readers[config.network]()[1].items()}
     path = Path(source)
     if path.suffix == ".safetensors":
@@ -342,7 +393,7 @@ def starting(source: str, config: TrainingConfig) -> dict[str, Tensor]:
     state = loop.load(path)
     if state["config"]["network"] != config.network:
         raise BadRequest(f"this is a checkpoint of the {state['config']['network']}", subject=source)
-    tensors: dict[str, Tensor] = state["step"]["network" if config.network == "encoder" else "averaged"]
+    tensors: dict[str, Tensor] = state["step"].get("averaged", state["step"]["network"])
     return tensors
 
 

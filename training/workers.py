@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Workers(Protocol):
@@ -82,3 +82,47 @@ def average_gradients(parameters: Iterable[Tensor], workers: Workers) -> None:
     flat = workers.mean(torch.cat([grad.flatten() for grad in grads]))
     for parameter, part in zip(learned, torch.split(flat, [p.numel() for p in learned]), strict=True):
         parameter.grad = part.view_as(parameter).clone()
+
+
+class SharedNorm(nn.BatchNorm2d):
+    """BatchNorm over the whole global batch: with the statistics of its own share alone, each worker would learn
+    something else. (torch's own synchronised one runs on GPUs only.)"""
+
+    def __init__(self, like: nn.BatchNorm2d, workers: Workers) -> None:
+        """The same weights, not copies: an optimizer that holds them goes on."""
+        super().__init__(like.num_features, like.eps, like.momentum)
+        self.weight, self.bias = like.weight, like.bias
+        self.load_state_dict(like.state_dict())
+        self._workers = workers
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        if not self.training or self._workers.world == 1:
+            return super().forward(x_BCHW)
+        # in two passes: mean of squares minus square of mean would lose digits
+        mean_C = self._everyones(x_BCHW)
+        centred_BCHW = x_BCHW - mean_C[:, None, None]
+        variance_C = self._everyones(centred_BCHW * centred_BCHW)
+        count = x_BCHW.numel() // self.num_features * self._workers.world
+        self._follow(mean_C.detach(), variance_C.detach() * count / max(1, count - 1))
+        scale_C = self.weight * torch.rsqrt(variance_C + self.eps)
+        return centred_BCHW * scale_C[:, None, None] + self.bias[:, None, None]
+
+    def _everyones(self, x_BCHW: Tensor) -> Tensor:
+        """Mean over all workers' pictures and positions [C]; shares are equally large."""
+        return self._workers.gather(x_BCHW.mean((0, 2, 3))[None]).mean(0)
+
+    @torch.no_grad()
+    def _follow(self, mean_C: Tensor, variance_C: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
+        self.running_mean.lerp_(mean_C, self.momentum)
+        self.running_var.lerp_(variance_C, self.momentum)
+        self.num_batches_tracked += 1
+
+
+def share_statistics(network: nn.Module, workers: Workers) -> None:
+    """Let every BatchNorm of ``network`` see the global batch, in place."""
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.BatchNorm2d:
+                setattr(module, name, SharedNorm(child, workers))

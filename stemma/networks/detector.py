@@ -121,6 +121,24 @@ def build(size: DetectorSize, trunk: Lite0 | None = None) -> FasterRCNN:
     )
 
 
+def filled(card: weights_files.DetectorCard, tensors: weights_files.Tensors) -> FasterRCNN:
+    """The network of a card with its tensors. Raises ``Corrupt`` where names or shapes do not fit."""
+    if card.size not in ("starter", "paper"):
+        raise Corrupt(f"the card says size {card.size}; there are starter and paper", subject=card.name)
+    network = build(card.size)  # type: ignore[arg-type]
+    try:
+        missing, unexpected = network.load_state_dict(
+            {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, strict=False
+        )
+    except RuntimeError as error:
+        raise Corrupt(f"the weights do not fit the network: {error}", subject=card.name) from error
+    # torch counts the batches that BatchNorm has seen; no checkpoint of ours carries that
+    lacking = sorted(name for name in missing if not name.endswith("num_batches_tracked"))
+    if lacking or unexpected:
+        raise Corrupt(f"the weights lack {lacking} or bring {unexpected}", subject=card.name)
+    return network
+
+
 def fold(network: nn.Module) -> None:
     """Fold BatchNorm into the starter's convolutions, in place; inference alone from here on."""
     for module in list(network.modules()):
@@ -145,18 +163,7 @@ class Detector:
         card, tensors = weights_files.read_detector(settings.weights)
         if card.size != settings.size:
             raise BadRequest(f"objects.size is {settings.size}, but these weights are {card.size}", subject=card.name)
-        network = build(settings.size)
-        try:
-            missing, unexpected = network.load_state_dict(
-                {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, strict=False
-            )
-        except RuntimeError as error:
-            raise Corrupt(f"the weights do not fit the network: {error}", subject=card.name) from error
-        # torch counts the batches that BatchNorm has seen; no checkpoint of ours carries that
-        lacking = sorted(name for name in missing if not name.endswith("num_batches_tracked"))
-        if lacking or unexpected:
-            raise Corrupt(f"the weights lack {lacking} or bring {unexpected}", subject=card.name)
-        return cls(network, size=settings.size, device=settings.device)
+        return cls(filled(card, tensors), size=settings.size, device=settings.device)
 
     def detect(self, rgb_HWC: Picture, most: int) -> tuple[Boxes, NDArray[np.float32]]:
         """(boxes [O, 4] in pixels, scores [O] in 0..1) of at most ``most`` objects, best first; those that overlap a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from stemma.networks.encoder import EncoderNetwork
-from training import encoder, losses, workers
+from stemma.networks import detector
+from stemma.networks.encoder import STARTER, EncoderNetwork
+from stemma.networks.students import Frozen
+from training import encoder, losses, student, workers
 from training.comparator import ComparatorSettings, ComparatorStep, build
 from training.data import Batch, numbers
 from training.encoder import EncoderStep, EncoderTraining
 from training.groups import VIEWS, GroupBatch
+from training.student import StudentStep, StudentTraining
 from training.workers import Alone, Group
 
 T = TypeVar("T")
@@ -201,3 +205,37 @@ def test_a_gradient_that_one_worker_lacks_counts_as_zero(monkeypatch: pytest.Mon
 
     for used, unused in Exchange(2, monkeypatch).run(averaged):
         assert torch.equal(used, torch.ones(2)) and torch.equal(unused, torch.ones(3))
+
+
+@pytest.mark.parametrize("kind", ["s1", "s3"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_student_learns_the_same_on_any_number_of_workers(
+    world: int, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BatchNorm's too: its statistics are those of the global batch, and so are their gradients."""
+    settings = StudentTraining(kind=kind, batch=4, side_px=2 * SIDE, seed=3)
+    images_B3HW = torch.rand(4, 3, 2 * SIDE, 2 * SIDE, generator=torch.Generator().manual_seed(2)) * 255
+    # made here: threads of one process share torch's generator
+    start = student.build(settings)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        fixed = Frozen(detector.build("starter").backbone, EncoderNetwork(STARTER))
+        for module in fixed.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(module.weight)
+
+    def learned(group: workers.Workers) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
+        network = copy.deepcopy(start)
+        step = StudentStep(settings, network, fixed, group)
+        mine = images_B3HW[numbers(0, batch=4, rank=group.rank, world=group.world)]
+        loss = step.step(mine, 0)["loss"]
+        gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+        return loss, gradients, {name: one for name, one in network.named_buffers() if "running" in name}
+
+    loss, gradients, statistics = learned(Alone())
+    largest = max(float(one.abs().max()) for one in gradients.values())
+    for found_loss, found, followed in Exchange(world, monkeypatch).run(learned):
+        assert found_loss == pytest.approx(loss, rel=1e-5)
+        assert found.keys() == gradients.keys()
+        assert all(torch.allclose(found[name], one, rtol=1e-3, atol=1e-4 * largest) for name, one in gradients.items())
+        assert all(torch.allclose(followed[name], one, rtol=1e-4, atol=1e-5) for name, one in statistics.items())
