@@ -38,6 +38,8 @@ NO_OBJECTS = (
 OTHER_OBJECTS = (
     "no donor can be found here: the collection's objects are of other weights (stemma ingest --reencode moves them)"
 )
+COVERED_MIN = 0.5
+"""Share of a changed region that a copy within the host must cover, for it to be searched for no further."""
 DIGITS = 4
 """Digits of a probability that is sent."""
 MASK_LEVEL = 127
@@ -157,8 +159,11 @@ async def _donors(sought: Sought, finder: Finder, shards: Shards, traced: Traced
     if made_by != finder.weights:
         traced.notes.append(NO_OBJECTS if made_by is None else OTHER_OBJECTS)
         return
+    box_O4 = _unexplained(sought.box_O4, traced.traces)
+    if box_O4 is not None and not len(box_O4):
+        return
     with stages.stage("objects"):
-        described = await finder.describe(sought.pixels, sought.box_O4)
+        described = await finder.describe(sought.pixels, box_O4)
     if not len(described):
         return
     with stages.stage("donor_search"):
@@ -174,10 +179,24 @@ async def _donors(sought: Sought, finder: Finder, shards: Shards, traced: Traced
     traced.traces += [_of_donor(one, card.donor_min) for one in verified]
 
 
+def _unexplained(box_O4: Float | None, traces: Sequence[Trace]) -> Float | None:
+    """The regions that no copy within the host covers already: those have their donor."""
+    if box_O4 is None:
+        return None
+    kept = [box for box in box_O4 if not any(_covered(box, one.query_box) >= COVERED_MIN for one in traces)]
+    return np.array(kept, np.float32).reshape(-1, 4)
+
+
+def _covered(box: Sequence[float], other: Sequence[float]) -> float:
+    """Share of ``box`` that lies in the other."""
+    width, height = (min(box[at + 2], other[at + 2]) - max(box[at], other[at]) for at in (0, 1))
+    return max(width, 0.0) * max(height, 0.0) / max((box[2] - box[0]) * (box[3] - box[1]), 1e-9)
+
+
 def _query(sought: Sought, described: Described, card: ObjectsCard) -> ObjectQuery:
     return ObjectQuery(
         objects_VOD=described.embedding_VOD,
-        images=splice.VERIFIED_MAX,
+        images=splice.SEARCHED_MAX,
         scale=card.scale,
         nprobe=sought.nprobe,
         filter=sought.filter,

@@ -87,17 +87,15 @@ class Finder:
         return self._encoder.embed(rgb_HWC, box_O4, score_O)
 
     def describe(self, rgb_HWC: Picture, box_O4: Float | None = None) -> Described:
-        """What is searched for: the given boxes alone, or without any the objects of the picture and the whole of it.
+        """What is searched for: the given boxes alone, or without any the objects of the picture.
 
-        Boxes under 32 px are left out: they match nothing.
+        Boxes under 32 px are left out: they match nothing. So is the whole of the picture: it resembles other scenes,
+        and with it the donor was among 20 in .77 of 79 splices where with the object's box alone it was in .86.
         """
         if box_O4 is None:
-            found_O4, _ = regions(rgb_HWC, self._detector, self._objects_max)
-            whole_14 = np.array([[0, 0, rgb_HWC.shape[1], rgb_HWC.shape[0]]], np.float32)
-            box_O4 = np.concatenate([found_O4[large(found_O4)][: self._objects_max], whole_14])
-        else:
-            box_O4 = np.asarray(box_O4, np.float32).reshape(-1, 4)
-            box_O4 = box_O4[large(box_O4)][: self._objects_max]
+            box_O4, _ = regions(rgb_HWC, self._detector, splice.QUERY_BOXES_MAX)
+        box_O4 = np.asarray(box_O4, np.float32).reshape(-1, 4)
+        box_O4 = box_O4[large(box_O4)][: splice.QUERY_BOXES_MAX]
         embedding_VOD = self._encoder.views(rgb_HWC, box_O4)
         return Described(
             box_O4=box_O4,
@@ -110,10 +108,16 @@ class Finder:
     ) -> list[splice.Donor]:
         """Each hit's own object matched with the query's, the likeliest donor first; ``donors`` are the hits' working
         copies. Raises ``Corrupt`` for one that cannot be read."""
+        return self.verify_pictures(rgb_HWC, described, hits, [read_working_copy(copy) for copy in donors])
+
+    def verify_pictures(
+        self, rgb_HWC: Picture, described: Described, hits: Sequence[ObjectHit], pictures: Sequence[Picture]
+    ) -> list[splice.Donor]:
+        """As ``verify``, of working copies that are decoded."""
         return splice.verified(
             splice.Query(rgb_HWC, described.box_O4, self._encoder.cells),
             hits,
-            [read_working_copy(copy) for copy in donors],
+            pictures,
             cells_of=self._encoder.cells,
             chance=self._chance,
             hubness_VO=described.hubness_VO,

@@ -32,8 +32,14 @@ Float = NDArray[np.float32]
 CellsOf = Callable[[Picture, Sequence[float]], Int8]
 """(picture, box) -> int8 [196, 32] of its crop: ``ObjectEncoder.cells``."""
 
+SEARCHED_MAX = 80
+"""Nearest images asked of the shards: damping reorders them, and a donor that was 60th may come to be fifth."""
+QUERY_BOXES_MAX = 16
+"""Objects of a query that are searched for; of 79 splices 8 held a fitting box in .78, 16 in .84."""
 VERIFIED_MAX = 20
 """Hits that are verified; each costs the cells of one crop (15 ms) and 0.5 ms of matching."""
+VERIFIED_PER_OBJECT = 6
+"""Fewer are verified of few objects: what gave one of them is among its nearest, or far off."""
 BACKGROUND_NEIGHBOURS = 10
 SCALE_MIN, SCALE_MAX = 0.25, 4.0
 """Of a believable map from an object to its donor, as a change of length."""
@@ -41,6 +47,8 @@ CLONE_IOU_MAX = 0.3
 """Two places of the host that overlap by more are one place."""
 OUTLINED_MAX = 3
 """Donors that are refined and outlined, the best ones: 30 ms each."""
+OUTLINED_MIN = 0.05
+"""Probability of a donor under which it is not worth that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +109,11 @@ def damped(hit: ObjectHit, hubness_VO: Float) -> float:
 def shortlist(
     hits: Sequence[ObjectHit], hubness_VO: Float, without: Iterable[int] = (), most: int = VERIFIED_MAX
 ) -> list[ObjectHit]:
-    """At most ``most`` hits to verify, by damped distance, then image_id; none of the rows ``without``."""
+    """At most ``most`` hits to verify, and so many for each object, by damped distance, then image_id; none of the rows
+    ``without``."""
     dropped = set(without)
     kept = [hit for hit in hits if hit.row not in dropped]
+    most = min(most, VERIFIED_PER_OBJECT * hubness_VO.shape[1])
     return sorted(kept, key=lambda hit: (damped(hit, hubness_VO), hit.image_id))[:most]
 
 
@@ -178,7 +188,8 @@ def verified(
     chance: Chance,
     hubness_VO: Float,
 ) -> list[Donor]:
-    """The donors that ``hits`` stand for, most probable first, the best ``OUTLINED_MAX`` of them refined and outlined.
+    """The donors that ``hits`` stand for, most probable first, the best ``OUTLINED_MAX`` of them refined and
+    outlined where they are at all likely.
 
     ``pictures`` are the working copies of the hits' images, in their order; each is asked for once or twice, so they
     may be decoded when asked. ``hubness_VO`` is of the query's objects, as the hits number them.
@@ -189,8 +200,9 @@ def verified(
     ]
     places = {hit.row: place for place, hit in enumerate(hits)}
     best = ranked(found)
-    shown = [outlined(query, donor, pictures[places[donor.hit.row]]) for donor in best[:OUTLINED_MAX]]
-    return [*shown, *best[OUTLINED_MAX:]]
+    likely = [donor for donor in best[:OUTLINED_MAX] if donor.probability >= OUTLINED_MIN]
+    shown = [outlined(query, donor, pictures[places[donor.hit.row]]) for donor in likely]
+    return [*shown, *best[len(likely) :]]
 
 
 def outlined(query: Query, donor: Donor, donor_HWC: Picture) -> Donor:

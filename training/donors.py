@@ -1,11 +1,13 @@
 """What a donor is worth: the probability that a verified hit gave the object, fitted on rendered splices.
 
-    python -m training.donors --data DIR [--out FOLDER] [--write]
+    python -m training.donors --data DIR [--out FOLDER] [--write]      five minutes
+    python -m training.donors --data DIR --objects 1,2,4,8             R@1 and R@10 by objects kept of a photograph
 
 Splices of objects of the 501 training photographs, into others of them, are asked of all training and validation
-photographs by brute force, the host left out; so are benign versions of photographs, which have no donor. The logistic
-weights are fitted on the verified hits, and the threshold is the least that shows no donor of any question without one.
-The same is then measured on the 200 calibration photographs. ``--write`` puts both on the card.
+photographs by brute force, the host left out; so are benign versions of photographs, which have no donor. Pictures are
+described, and hits verified, by the ``Finder`` that serves. The logistic weights are fitted on the verified hits, and
+the threshold is the least that shows no donor of any question without one. The same is then measured on the 200
+calibration photographs. ``--write`` puts both on the card.
 
 Shape letters: I photographs; M objects of all of them; V views; O objects of a query; D embedding (256).
 """
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -26,23 +28,19 @@ from numpy.typing import NDArray
 
 from stemma import splice
 from stemma.config import ObjectSettings
-from stemma.flow import ObjectHit
+from stemma.finder import Finder
+from stemma.flow import OBJECTS_MAX, ObjectHit
 from stemma.networks import weights as weights_files
-from stemma.networks.objects import ObjectEncoder, large
 from stemma.vision import benign
 from stemma.vision.geometry import Picture
-from training import labelling, splices, split, views
+from training import splices, split, views
 from training.data import Photographs
 
-BoxesOf = Callable[[Picture], NDArray[np.float32]]
-
 SEED = 41
-BOXES = 8
-LABEL_SCORE_MIN = 0.03
 FITTED, MEASURED = 60, 79
 """Splices asked for the fit, and objects of the calibration photographs asked for the figures."""
-STRANGERS = 60
-SHORTLIST = 80
+STRANGERS = 100
+"""Questions without a donor, for the fit and for the figures each."""
 ITERATIONS = 30
 RIDGE = 1e-3
 
@@ -54,9 +52,22 @@ class Gallery:
     photographs: Photographs
     names: tuple[str, ...]
     owner_M: NDArray[np.intp]
+    number_M: NDArray[np.intp]
+    """0 for the whole picture, 1 for the best object, and so on."""
     box_M4: NDArray[np.float32]
     """In 0..1."""
     vector_MD: NDArray[np.int8]
+
+    def first(self, objects: int) -> Gallery:
+        """With at most so many objects of each photograph, and the whole of it."""
+        kept_M = self.number_M <= objects
+        return replace(
+            self,
+            owner_M=self.owner_M[kept_M],
+            number_M=self.number_M[kept_M],
+            box_M4=self.box_M4[kept_M],
+            vector_MD=self.vector_MD[kept_M],
+        )
 
     def search(self, objects_VOD: NDArray[np.int8], scale: float, without: int, most: int) -> list[ObjectHit]:
         """The ``most`` nearest photographs but one, by the smallest distance over pairs (OE-SIR eq. 7)."""
@@ -97,49 +108,43 @@ class Asked:
     """Of the right donor's outline, where it was verified."""
 
 
-def gallery(encoder: ObjectEncoder, data: Path, boxes_of: BoxesOf) -> Gallery:
+def gallery(finder: Finder, data: Path) -> Gallery:
     """Of all training and validation photographs."""
     listed = split.load()
     names = (*sorted((*listed.train, *listed.calibrate)), *sorted(p.name for p in (data / "photos/val").glob("*.jpg")))
     parts = ["val"] * len(names)
     parts[: len(listed.train) + len(listed.calibrate)] = ["train"] * (len(listed.train) + len(listed.calibrate))
     photographs = Photographs(data / "photos", [f"{part}/{name}" for part, name in zip(parts, names, strict=True)])
-    objects = [encoder.embed(photographs[row], boxes_of(photographs[row])) for row in range(len(names))]
+    objects = []
+    for row in range(len(names)):
+        objects.append(finder.objects(photographs[row]))
+        said(row, len(names), "photographs described")
     return Gallery(
         photographs=photographs,
         names=names,
         owner_M=np.repeat(np.arange(len(names)), [len(one.box_O4) for one in objects]),
+        number_M=np.concatenate([[*range(1, len(one.box_O4)), 0] for one in objects]),
         box_M4=np.concatenate([one.box_O4 for one in objects]),
         vector_MD=np.concatenate([one.embedding_OD for one in objects]),
     )
 
 
+def said(number: int, count: int, what: str) -> None:
+    """A line every fifty: nobody should wonder whether it still runs."""
+    if number % 50 == 49 or number == count - 1:
+        print(f"{number + 1} of {count} {what}", flush=True)
+
+
 def ask(
-    encoder: ObjectEncoder,
-    shelf: Gallery,
-    boxes_of: BoxesOf,
-    rgb_HWC: Picture,
-    *,
-    host: int,
-    donor: int | None,
-    mask_HW: Picture | None = None,
+    finder: Finder, shelf: Gallery, rgb_HWC: Picture, *, host: int, donor: int | None, mask_HW: Picture | None = None
 ) -> Asked:
     """Search, damp, verify, rank and outline, as a query is answered."""
-    box_O4 = boxes_of(rgb_HWC)
-    _, objects_VOD = encoder.embed_views(rgb_HWC, box_O4)
-    hubness_VO = splice.hubness(objects_VOD, encoder.background_ND, encoder.card.scale)
-    hits = shelf.search(objects_VOD, encoder.card.scale, host, SHORTLIST)
-    whole_14 = np.array([[0, 0, rgb_HWC.shape[1], rgb_HWC.shape[0]]], np.float32)
-    query = splice.Query(rgb_HWC, np.concatenate([box_O4, whole_14]), encoder.cells)
-    listed = splice.shortlist(hits, hubness_VO, [host])
-    found = splice.verified(
-        query,
-        listed,
-        Shelved(shelf.photographs, [hit.row for hit in listed]),
-        cells_of=encoder.cells,
-        chance=splice.Chance.fitted(encoder.card.donor),
-        hubness_VO=hubness_VO,
-    )
+    described = finder.describe(rgb_HWC)
+    if not len(described):
+        return Asked(donor=donor, found=())
+    hits = shelf.search(described.embedding_VOD, finder.card.scale, host, splice.SEARCHED_MAX)
+    listed = splice.shortlist(hits, described.hubness_VO, [host])
+    found = finder.verify_pictures(rgb_HWC, described, listed, Shelved(shelf.photographs, [hit.row for hit in listed]))
     ious = [mask_iou(one.mask, mask_HW) for one in found if one.hit.row == donor and one.mask and mask_HW is not None]
     return Asked(donor=donor, found=tuple(replace(one, mask=None) for one in found), mask_iou=ious[0] if ious else None)
 
@@ -171,28 +176,38 @@ def mask_iou(mask: tuple[Sequence[int], Picture], truth_HW: Picture) -> float:
     return float((whole_HW & (truth_HW > 0)).sum() / max(1, (whole_HW | (truth_HW > 0)).sum()))
 
 
-def ask_splices(
-    encoder: ObjectEncoder, shelf: Gallery, boxes_of: BoxesOf, cuts: Sequence[splices.CutOut], hosts: Sequence[str]
-) -> list[Asked]:
-    """One splice of each cut-out, into a host that nobody annotated."""
+def composites(
+    shelf: Gallery, cuts: Sequence[splices.CutOut], hosts: Sequence[str]
+) -> Iterator[tuple[int, int, Picture, Picture]]:
+    """(host, donor, picture at working size, mask) of a splice of each cut-out, into a host that nobody annotated."""
     rows = {name: row for row, name in enumerate(shelf.names)}
-    asked = []
     for number, cut in enumerate(cuts):
         rng = np.random.default_rng([SEED, number])
         host, donor = rows[hosts[int(rng.integers(len(hosts)))]], rows[cut.name]
         made = splices.splice(shelf.photographs[host], shelf.photographs[donor], cut, rng)
-        asked.append(ask(encoder, shelf, boxes_of, made.rgb_HWC, host=host, donor=donor, mask_HW=made.mask_HW))
+        rgb_HWC = views.at_working_size(made.rgb_HWC)
+        size = (rgb_HWC.shape[1], rgb_HWC.shape[0])
+        yield host, donor, rgb_HWC, cv2.resize(made.mask_HW, size, interpolation=cv2.INTER_NEAREST)
+
+
+def ask_splices(finder: Finder, shelf: Gallery, cuts: Sequence[splices.CutOut], hosts: Sequence[str]) -> list[Asked]:
+    """One splice of each cut-out."""
+    asked = []
+    for number, (host, donor, rgb_HWC, mask_HW) in enumerate(composites(shelf, cuts, hosts)):
+        asked.append(ask(finder, shelf, rgb_HWC, host=host, donor=donor, mask_HW=mask_HW))
+        said(number, len(cuts), "splices asked")
     return asked
 
 
-def ask_strangers(encoder: ObjectEncoder, shelf: Gallery, boxes_of: BoxesOf, names: Sequence[str]) -> list[Asked]:
+def ask_strangers(finder: Finder, shelf: Gallery, names: Sequence[str]) -> list[Asked]:
     """A benign version of each photograph; its own row is left out, as that of a found original is."""
     rows = {name: row for row, name in enumerate(shelf.names)}
     asked = []
     for number, name in enumerate(names):
         picture = shelf.photographs[rows[name]]
         made = views.at_working_size(benign.render(picture, np.random.default_rng([SEED, 9, number])).rgb_HWC)
-        asked.append(ask(encoder, shelf, boxes_of, made, host=rows[name], donor=None))
+        asked.append(ask(finder, shelf, made, host=rows[name], donor=None))
+        said(number, len(names), "questions without a donor asked")
     return asked
 
 
@@ -244,23 +259,54 @@ def figures(spliced: Sequence[Asked], strangers: Sequence[Asked], chance: splice
     }
 
 
-def fit_donors(data: Path, out: Path, boxes_of: BoxesOf) -> weights_files.ObjectsCard:
+def fit_donors(data: Path, out: Path) -> weights_files.ObjectsCard:
     """The card with what was fitted on the 501 photographs and measured on the other 200."""
-    encoder = ObjectEncoder.load(ObjectSettings(weights=str(out)))
-    shelf, known, listed = gallery(encoder, data, boxes_of), splices.annotated(data), split.load()
+    finder = finder_of(out)
+    shelf, known, listed = gallery(finder, data), splices.annotated(data), split.load()
     asked = {}
     for part, names, most in (("fit", listed.train, FITTED), ("measure", listed.calibrate, MEASURED)):
         plain = [name for name in names if name not in known]
         cuts = splices.cut_outs(data, set(names))
         order = np.random.default_rng([SEED, 3]).permutation(len(cuts))[:most]
         asked[part] = (
-            ask_splices(encoder, shelf, boxes_of, [cuts[i] for i in order], plain),
-            ask_strangers(encoder, shelf, boxes_of, plain[:: max(1, len(plain) // STRANGERS)][:STRANGERS]),
+            ask_splices(finder, shelf, [cuts[i] for i in order], plain),
+            ask_strangers(finder, shelf, plain[:: max(1, len(plain) // STRANGERS)][:STRANGERS]),
         )
     weights, shown_min = fitted(*asked["fit"])
     chance = splice.Chance.fitted(weights)
-    said = {part: figures(*both, chance, shown_min) for part, both in asked.items()}
-    return dataclasses.replace(encoder.card, donor=weights, donor_min=shown_min, figures=said)
+    found = {part: figures(*both, chance, shown_min) for part, both in asked.items()}
+    return dataclasses.replace(finder.card, donor=weights, donor_min=shown_min, figures=found)
+
+
+def finder_of(out: Path) -> Finder:
+    """The finder of the weights in ``out``, as it serves."""
+    return Finder.load(ObjectSettings(weights=str(out)), str(out))
+
+
+def by_objects(data: Path, out: Path, counts: Sequence[int]) -> dict[int, dict[str, float]]:
+    """R@1 and R@10, before anything is verified, of the calibration splices where so many objects are kept of each
+    photograph (and the whole of it); with the KiB that they take."""
+    finder = finder_of(out)
+    shelf, known, listed = gallery(finder, data), splices.annotated(data), split.load()
+    plain = [name for name in listed.calibrate if name not in known]
+    ranks: dict[int, list[int]] = {count: [] for count in counts}
+    kept = {count: shelf.first(count) for count in counts}
+    for host, donor, rgb_HWC, _ in composites(shelf, splices.cut_outs(data, set(listed.calibrate))[:MEASURED], plain):
+        described = finder.describe(rgb_HWC)
+        for count in counts:
+            rows: list[int] = []
+            if len(described):
+                hits = kept[count].search(described.embedding_VOD, finder.card.scale, host, splice.SEARCHED_MAX)
+                rows = [hit.row for hit in splice.shortlist(hits, described.hubness_VO, [host], len(hits))]
+            ranks[count].append(rows.index(donor) if donor in rows else len(shelf.names))
+    return {
+        count: {
+            "R@1": round(float(np.mean(np.array(ranks[count]) < 1)), 3),
+            "R@10": round(float(np.mean(np.array(ranks[count]) < 10)), 3),
+            "KiB": round(kept[count].vector_MD.nbytes / 1024 / len(shelf.names), 2),
+        }
+        for count in counts
+    }
 
 
 def main() -> int:
@@ -268,16 +314,18 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=weights_files.resolve(None))
     parser.add_argument("--write", action="store_true", help="put it on the card")
+    parser.add_argument("--objects", help="measure these numbers of objects a photograph instead, such as 1,2,4,8")
     args = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    labeller = labelling.Yolox(args.data)
-
-    def boxes_of(picture: Picture) -> NDArray[np.float32]:
-        box_O4 = labeller.boxes(picture, LABEL_SCORE_MIN)
-        return box_O4[large(box_O4)][:BOXES]
-
-    card = fit_donors(args.data, args.out, boxes_of)
+    if args.objects:
+        counts = [int(count) for count in args.objects.split(",")]
+        if not all(1 <= count <= OBJECTS_MAX for count in counts):
+            parser.error(f"a photograph keeps 1 to {OBJECTS_MAX} objects")
+        for count, row in by_objects(args.data, args.out, counts).items():
+            print(count, row)
+        return 0
+    card = fit_donors(args.data, args.out)
     print(card.donor, card.donor_min, card.figures)
     if args.write:
         weights_files.write_card(args.out, card)

@@ -86,6 +86,7 @@ def test_search_is_the_smallest_distance_over_pairs(tmp_path: Path) -> None:
         photographs=Photographs(tmp_path, []),
         names=("a", "b", "c", "d"),
         owner_M=owner,
+        number_M=np.array([1, 0, 1, 2, 0, 0, 1, 2, 0]),
         box_M4=np.arange(36, dtype=np.float32).reshape(9, 4) / 36,
         vector_MD=codes,
     )
@@ -105,3 +106,18 @@ def test_search_is_the_smallest_distance_over_pairs(tmp_path: Path) -> None:
         assert hit.distance == pytest.approx(slow[hit.row])
         pair = asked[int(hit.mirrored), hit.query_object].astype(int) @ codes[hit.donor_object].astype(int)
         assert hit.distance == pytest.approx(2 - 2 * float(pair) / 1e4)
+
+
+def test_fewer_objects_are_the_best_and_the_whole(tmp_path: Path) -> None:
+    shelf = donors.Gallery(
+        photographs=Photographs(tmp_path, []),
+        names=("a", "b"),
+        owner_M=np.array([0, 0, 0, 1]),
+        number_M=np.array([1, 2, 0, 0]),
+        box_M4=np.zeros((4, 4), np.float32),
+        vector_MD=np.arange(4 * 256).reshape(4, 256).astype(np.int8),
+    )
+    one = shelf.first(1)
+    assert one.owner_M.tolist() == [0, 0, 1] and one.number_M.tolist() == [1, 0, 0]
+    assert np.array_equal(one.vector_MD, shelf.vector_MD[[0, 2, 3]])
+    assert len(shelf.first(2).owner_M) == 4
