@@ -234,13 +234,13 @@ class Collection:
         with self._lock:
             catalog, encoder = self._write(), self._networks()
             finder = self._objects() if self.settings.objects.ingest else None
-            made_by = (encoder.weights, None if finder is None else finder.weights)
-            if catalog.weights is None or (catalog.weights, catalog.objects_weights) == made_by:
+            right = finder is None or catalog.objects_weights == finder.weights
+            if catalog.weights is None or (catalog.weights == encoder.weights and right):
                 return 0
             describe = described_by(encoder, None if finder is None else finder.networks())
-            moved = catalog.reencode(
-                encoder.weights, describe, progress or (lambda _: None), objects_weights=made_by[1]
-            )
+            objects_weights = None if finder is None else finder.weights
+            told = progress or (lambda _: None)
+            moved = catalog.reencode(encoder.weights, describe, told, objects_weights=objects_weights)
             self._maintain()
             return moved
 

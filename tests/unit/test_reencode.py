@@ -103,6 +103,34 @@ def test_segments_of_the_old_rows_answer_no_more(photos: Path, other: Settings, 
             assert answer.coverage.complete and answer.coverage.images_total == COUNT
 
 
+def test_objects_come_by_moving_and_stay(photos: Path, tmp_path: Path) -> None:
+    blind = load(None, ["objects.ingest=false"])
+    with stemma.open(tmp_path / "c", settings=blind) as old:
+        old.ingest(photos)
+        assert old.reencode() == 0
+    before = rows(tmp_path / "c")
+    assert objects(tmp_path / "c") == (None, {one: [] for one in before})
+    with stemma.open(tmp_path / "c") as target:
+        assert target.reencode() == COUNT and target.reencode() == 0
+    with stemma.open(tmp_path / "fresh") as fresh:
+        fresh.ingest(photos)
+    assert objects(tmp_path / "c") == objects(tmp_path / "fresh") and rows(tmp_path / "c") == before
+    made_by, found = objects(tmp_path / "c")
+    assert made_by == weights.objects_digest(weights.objects_card(), weights.detector_card()) and all(found.values())
+    with stemma.open(tmp_path / "c", settings=blind) as target:
+        # the same encoder, and nobody to look for objects: those that are there are good
+        assert target.reencode() == 0 and objects(tmp_path / "c")[0] == made_by
+
+
+def objects(folder: Path) -> tuple[str | None, dict[str, list[float]]]:
+    """What made the objects, and all numbers of each image's."""
+    catalog = Catalog.open(str(folder))
+    ids = sorted(catalog.ids())
+    found = catalog.read(catalog.rows_of(ids), ["objects"])["objects"]
+    rows = [[*one.box_O4.ravel(), *one.score_O, *one.embedding_OD.ravel()] for one in found]
+    return catalog.objects_weights, {name: [float(value) for value in row] for name, row in zip(ids, rows, strict=True)}
+
+
 def test_the_command(photos: Path, other: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--collection", str(tmp_path / "c")]
     assert command([str(photos), *where]) == 0

@@ -51,9 +51,14 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, phase in zip(NAMES, range(2), strict=True):
         cv2.imwrite(str(folder / name), golden.picture(phase))
     known, rendered = split.load(), views.view_features
-    monkeypatch.setattr(
-        views, "view_features", lambda *given, per_cells, processes: rendered(*given, per=1, per_cells=per_cells)
-    )
+
+    def one_view(
+        network: EncoderNetwork, folder: Path, names: tuple[str, ...], *, per_cells: int, processes: int
+    ) -> views.Features:
+        assert processes >= 1
+        return rendered(network, folder, names, per=1, per_cells=per_cells)
+
+    monkeypatch.setattr(views, "view_features", one_view)
     monkeypatch.setattr(split, "load", lambda: type(known)(train=NAMES, calibrate=known.calibrate))
     return tmp_path / "data"
 
