@@ -40,6 +40,8 @@ OTHER_OBJECTS = (
 )
 COVERED_MIN = 0.5
 """Share of a changed region that a copy within the host must cover, for it to be searched for no further."""
+VERIFIED_PER_OBJECT = 6
+"""Fewer hits are verified of few regions: what gave one of them is among its nearest, or far off."""
 DIGITS = 4
 """Digits of a probability that is sent."""
 MASK_LEVEL = 127
@@ -170,7 +172,8 @@ async def _donors(sought: Sought, finder: Finder, shards: Shards, traced: Traced
         found = await shards.search(_query(sought, described, card), stages.left_ms())
     traced.notes += _partial(found)
     hits = [hit for hit in found.hits if isinstance(hit, ObjectHit)]
-    hits = splice.shortlist(hits, described.hubness_VO, sought.excluded)
+    most = min(splice.VERIFIED_MAX, VERIFIED_PER_OBJECT * len(described))
+    hits = splice.shortlist(hits, described.hubness_VO, sought.excluded, most)
     if not hits:
         return
     with stages.stage("donor_verify"):

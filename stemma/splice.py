@@ -38,8 +38,6 @@ QUERY_BOXES_MAX = 16
 """Objects of a query that are searched for; of 79 splices 8 held a fitting box in .78, 16 in .84."""
 VERIFIED_MAX = 20
 """Hits that are verified; each costs the cells of one crop (15 ms) and 0.5 ms of matching."""
-VERIFIED_PER_OBJECT = 6
-"""Fewer are verified of few objects: what gave one of them is among its nearest, or far off."""
 BACKGROUND_NEIGHBOURS = 10
 SCALE_MIN, SCALE_MAX = 0.25, 4.0
 """Of a believable map from an object to its donor, as a change of length."""
@@ -109,11 +107,9 @@ def damped(hit: ObjectHit, hubness_VO: Float) -> float:
 def shortlist(
     hits: Sequence[ObjectHit], hubness_VO: Float, without: Iterable[int] = (), most: int = VERIFIED_MAX
 ) -> list[ObjectHit]:
-    """At most ``most`` hits to verify, and so many for each object, by damped distance, then image_id; none of the rows
-    ``without``."""
+    """At most ``most`` hits to verify, by damped distance, then image_id; none of the rows ``without``."""
     dropped = set(without)
     kept = [hit for hit in hits if hit.row not in dropped]
-    most = min(most, VERIFIED_PER_OBJECT * hubness_VO.shape[1])
     return sorted(kept, key=lambda hit: (damped(hit, hubness_VO), hit.image_id))[:most]
 
 

@@ -115,7 +115,7 @@ class House:
     async def describe(self, pixels: Pixels, box_O4: Any) -> Described:
         self.calls.append("describe")
         self.regions = box_O4
-        some_O4 = np.array([[0, 0, 50, 50]], np.float32) if box_O4 is None else box_O4
+        some_O4 = np.array([[0, 0, 50, 50]] * 4, np.float32) if box_O4 is None else box_O4
         return Described(
             box_O4=some_O4,
             embedding_VOD=np.ones((2, len(some_O4), OBJECT_DIM), np.int8),
@@ -333,3 +333,12 @@ def test_objects_that_are_not_there_or_of_other_weights_load_nothing(made_by: st
     house = House(**STRANGER, given={5: 0.9}, made_by=made_by)
     assert note in ask(house).notes
     assert house.calls == []
+
+
+@pytest.mark.parametrize(("share", "searched"), [(0.6, False), (0.3, True)])
+def test_a_region_that_a_copy_covers_is_searched_for_no_further(share: float, searched: bool) -> None:
+    left, top, right, bottom = 75.0, 200 * 10 / 37, 225.0, 200 * 20 / 37
+    copy = replace(_clone(0.9), query_box=(left, top, left + share * (right - left), bottom))
+    house = House(**CHANGED, copies=(copy,), given={5: 0.9})
+    ask(house)
+    assert ("describe" in house.calls) is searched
