@@ -1,7 +1,8 @@
-"""Four figures for a person, from the outcomes of a run: `evaluate quick --plots DIR` or `evaluate plots FILE DIR`.
+"""Five figures for a person, from the outcomes of a run: `evaluate quick --plots DIR` or `evaluate plots FILE DIR`.
 
 heatmap-iou.svg (IoU by the area that was changed), calibration.svg (what confidence is worth), transforms.svg (right
-verdicts by benign transform and severity), confusion.svg (verdicts by what the queries were).
+verdicts by benign transform and severity), confusion.svg (verdicts by what the queries were), donors.svg
+(which donors of splices were found, ``donor_plot``).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from evaluation.charts import AMBER, BLUE, GROUND, INK, LINE, MARGIN_PX, SOFT, Card, Scale
+from evaluation.donor_plot import by_donor
 from evaluation.metrics import Share, calibration, ece, mean_of, share_of
 from evaluation.outcomes import EDITED, RIGHT, Outcome
 from evaluation.verdicts import AREAS, BANDS, SETS, UNSURE, VERDICTS, Step, steps
@@ -25,7 +27,7 @@ MOVES = ("crop", "pad", "rotate", "affine")
 
 
 def draw(outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
-    """All four, as files in ``folder``."""
+    """All of them, as files in ``folder``."""
     judged = [each for each in outcomes if not each.left_out]
     folder.mkdir(parents=True, exist_ok=True)
     figures = {
@@ -33,6 +35,7 @@ def draw(outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
         "calibration": reliability(judged),
         "transforms": transforms(judged),
         "confusion": confusion(judged),
+        "donors": by_donor(judged),
     }
     paths = [folder / f"{name}.svg" for name in figures]
     for path, card in zip(paths, figures.values(), strict=True):

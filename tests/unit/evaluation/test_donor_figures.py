@@ -209,6 +209,7 @@ def test_the_cost_is_weighted_by_the_sets_and_taken_in_turn(tmp_path: Path, make
     # identical queries search for nothing
     assert result["donor_search"]["identical"]["ratio"] == 1.0 and result["donor_search"]["unknown"]["ratio"] == 4.0
     assert result["donor_search_ratio"] == pytest.approx((2 * 1 + 6 * 4) / 8)
+    assert result["donor_search"]["unknown"]["stages_ms"] == {"total": 12.0}
     assert order[1:5] == [10, 0, 0, 10] and order.count(10) == order.count(0) + 1
 
 

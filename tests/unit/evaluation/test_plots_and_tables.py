@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -25,6 +26,11 @@ BYTES_MAX = 150_000
 DONE = ("resize 0.78", "jpeg 66", "crop", "shot_noise 3")
 
 
+def donors(number: int) -> dict[str, Any]:
+    """Found first, later, and not at all, in turn."""
+    return [{"donor_rank": 1, "donor_iou": 0.1 * (number % 10)}, {"donor_rank": 4}, {}][number // len(SETS) % 3]
+
+
 def outcomes(n: int, seed: int = 0) -> list[Outcome]:
     """Answers of every kind, right and wrong, sure and unsure."""
     rng = np.random.default_rng(seed)
@@ -40,7 +46,7 @@ def outcomes(n: int, seed: int = 0) -> list[Outcome]:
                 photograph=f"p{i // 7}",
                 mirrored=i % 9 == 0,
                 edit="<b>&clone" if edited else None,
-                area=float(10 ** rng.uniform(-2.6, -0.3)) if edited else 0.0,
+                area=float(10 ** rng.uniform(-2.6, -0.3)) if edited or name == "splice" else 0.0,
                 benign=DONE[: 2 + i % 3] if name in ("benign", "both", "unknown") else (),
                 left_out=False,
                 found=name != "unknown",
@@ -51,15 +57,16 @@ def outcomes(n: int, seed: int = 0) -> list[Outcome]:
                 iou=float(rng.random()) if edited else None,
                 iou_paper=float(rng.random()) if edited else None,
                 false_area=0.01 if name == "benign" else None,
+                **donors(i) if name == "splice" else {},
             )
         )
     return made
 
 
 @pytest.mark.parametrize("n", [0, 1, 5, 750])
-def test_the_four_figures_are_sound_svg_and_small(tmp_path: Path, n: int) -> None:
+def test_the_figures_are_sound_svg_and_small(tmp_path: Path, n: int) -> None:
     paths = draw(outcomes(n), tmp_path / "plots")
-    assert [path.stem for path in paths] == ["heatmap-iou", "calibration", "transforms", "confusion"]
+    assert [path.stem for path in paths] == ["heatmap-iou", "calibration", "transforms", "confusion", "donors"]
     for path in paths:
         text = path.read_text(encoding="utf-8")
         root = ElementTree.fromstring(text)
@@ -166,7 +173,7 @@ def run(argv: Sequence[str]) -> int:
 def test_the_commands_draw_and_write_what_was_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(outcomes(40), tmp_path / "outcomes.jsonl")
     assert run(["plots", str(tmp_path / "outcomes.jsonl"), str(tmp_path / "plots")]) == 0
-    assert len(list((tmp_path / "plots").glob("*.svg"))) == 4
+    assert len(list((tmp_path / "plots").glob("*.svg"))) == 5
     (tmp_path / "quick.json").write_text(json.dumps(figures()))
     page = tmp_path / "results.md"
     page.write_text(f"{BEGIN}{END}")

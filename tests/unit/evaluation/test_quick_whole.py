@@ -103,7 +103,7 @@ def test_a_set_and_a_pair_are_measured_saved_and_drawn(
         "both": 1,
     }
     outcomes = {each.file: each for each in read(saved)}
-    assert len(outcomes) == 7 and len(list(plots.iterdir())) == 4
+    assert len(outcomes) == 7 and len(list(plots.iterdir())) == 5
     manip, both = outcomes["2.jpg"], outcomes["3.jpg"]
     assert manip.found and both.found and outcomes["4.jpg"].left_out
     # a square of another picture is seen where it is, in the query's own frame: mirrored there, not in the original's
