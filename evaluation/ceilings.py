@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from evaluation.outcomes import Outcome
 from evaluation.queries import Asked, Query
 from stemma.catalog import Catalog
 from stemma.config import Settings
-from stemma.flow import Bytes3, Objects
+from stemma.flow import Bytes3, Objects, Pixels
 from stemma.splice import overlap
 from stemma.terminal import progress
 from stemma.vision.decode import DecodePool
@@ -51,7 +51,7 @@ def ceilings(asked: Sequence[Asked], catalog: Catalog, settings: Settings, regio
         for each in spliced:
             query = each.query
             assert query.donor is not None and query.query_box is not None
-            searched = searched_boxes(each, lambda query=query: decoder.decode(query.path.read_bytes()), regions_of)
+            searched = searched_boxes(each, decoder.decode, regions_of)
             found[query.path.name] = Covered(
                 query=covers(searched, query.query_box), donor=_donor_covered(query, stored[query.donor])
             )
@@ -59,12 +59,12 @@ def ceilings(asked: Sequence[Asked], catalog: Catalog, settings: Settings, regio
     return found
 
 
-def searched_boxes(asked: Asked, decode: Callable[[], Any], regions_of: RegionsOf) -> list[Sequence[float]]:
+def searched_boxes(asked: Asked, decode: Callable[[bytes], Pixels], regions_of: RegionsOf) -> list[Sequence[float]]:
     """In pixels of the query at its full size."""
     original = asked.answer.original
     if original is not None:
         return [region.box for region in original.comparison.regions] if original.comparison else []
-    pixels = decode()
+    pixels = decode(asked.query.path.read_bytes())
     share = pixels.width / pixels.rgb_HWC.shape[1]
     boxes: list[Sequence[float]] = (regions_of(pixels.rgb_HWC).astype(np.float64) * share).tolist()
     return boxes

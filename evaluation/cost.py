@@ -31,7 +31,8 @@ def sample(queries: Sequence[Query], each: int = PER_SET) -> dict[str, list[Quer
 
 def donor_cost(queries: Sequence[Query], search: Search, *, clock: Clock = time.perf_counter) -> dict[str, Any]:
     """``donor_search_ratio``: time of all queries with donors over that without, each set's sampled mean times its
-    size; and both means by set, with what each stage took on average. Which of the two goes first alternates, so that a busy machine slows both."""
+    size; both means by set, and what each stage took on average. Which of the two goes first alternates, so that a busy
+    machine slows both."""
     chosen, sizes = sample(queries), {query.set: 0 for query in queries}
     for query in queries:
         sizes[query.set] += 1

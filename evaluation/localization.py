@@ -159,6 +159,6 @@ def comparator_score(compare: Compare) -> Score:
             return np.zeros(mask_HW.shape, np.float32)
         size = (mask_HW.shape[1], mask_HW.shape[0])
         large_HW = cv2.resize(map_of(said.heatmap), size, interpolation=cv2.INTER_LINEAR)
-        return np.clip(large_HW, 0, 1).astype(np.float32)
+        return np.asarray(np.clip(large_HW, 0, 1), np.float32)
 
     return score

@@ -53,7 +53,7 @@ def object_score(describe: Describe, cells_of: CellsOf, read: Callable[[bytes], 
         original_from_query_33 = transform(describe(query_HWC), describe(original_HWC))
         found_HW = difference(query_HWC, original_HWC, original_from_query_33, cells_of) / DIFFERENCE_MAX
         size = (mask_HW.shape[1], mask_HW.shape[0])
-        return np.clip(cv2.resize(found_HW, size, interpolation=cv2.INTER_LINEAR), 0, 1).astype(np.float32)
+        return np.asarray(np.clip(cv2.resize(found_HW, size, interpolation=cv2.INTER_LINEAR), 0, 1), np.float32)
 
     return score
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from evaluation.composites import COMPOSITES, Part
-from evaluation.localization import Method
+from evaluation.localization import Method, Score
 from evaluation.queries import DEADLINE_MS, Search
 from evaluation.tables import tables
 from stemma.config import Settings, load
@@ -73,7 +73,7 @@ def localization(
         open_collection(Path(scratch, "none.stemma"), settings=settings) as collection,
         DecodePool(settings.decode, children=1) as decoder,
     ):
-        scores = {
+        scores: dict[Method, Score] = {
             "comparator": comparator_score(lambda q, o: collection.compare(q, o, deadline_ms=DEADLINE_MS)),
             "object": object_score(boxed(settings), cells(settings), lambda body: decoder.decode(body).rgb_HWC),
         }

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from evaluation.tables import tables
 from evaluation.verdicts import verdict_figures
 from stemma.api import Answer, Ask, Comparison, Donor, Region
 from stemma.errors import Corrupt
+from stemma.flow import Pixels
 
 MakeAnswer = Callable[..., Answer]
 HEIGHT, WIDTH = 40, 60
@@ -171,19 +171,21 @@ def test_a_region_covers_what_it_overlaps_by_half() -> None:
 
 
 def test_regions_are_the_detectors_of_a_stranger_and_the_heatmaps_of_a_found_one(
-    spliced: Query, make_answer: MakeAnswer
+    spliced: Query, make_answer: MakeAnswer, tmp_path: Path
 ) -> None:
-    decoded = SimpleNamespace(rgb_HWC=np.zeros((20, 30, 3), np.uint8), width=60, height=40)
+    pixels = Pixels(rgb_HWC=np.zeros((20, 30, 3), np.uint8), width=60, height=40, sha256="", format="PNG")
     box_14 = np.array([[1, 2, 3, 4]], np.float32)
-    strange = Asked(query=spliced, answer=make_answer([]), ms=1.0)
+    path = tmp_path / "q.jpg"
+    path.write_bytes(b"q")
+    strange = Asked(query=replace(spliced, path=path), answer=make_answer([]), ms=1.0)
     # in pixels of the full size, which is twice the working size
-    assert searched_boxes(strange, lambda: decoded, lambda rgb_HWC: box_14) == [[2.0, 4.0, 6.0, 8.0]]
+    assert searched_boxes(strange, lambda body: pixels, lambda rgb_HWC: box_14) == [[2.0, 4.0, 6.0, 8.0]]
     answer = make_answer(["a"], found=True)
     assert answer.original is not None
     shown = Comparison(verdict="manipulated", regions=(Region(box=(5, 6, 7, 8), strength=0.9),))
     answer = answer.model_copy(update={"original": answer.original.model_copy(update={"comparison": shown})})
     found = Asked(query=spliced, answer=answer, ms=1.0)
-    assert searched_boxes(found, lambda: decoded, lambda rgb_HWC: box_14) == [(5.0, 6.0, 7.0, 8.0)]
+    assert searched_boxes(found, lambda body: pixels, lambda rgb_HWC: box_14) == [(5.0, 6.0, 7.0, 8.0)]
 
 
 def several(tmp_path: Path, counts: dict[str, int]) -> list[Query]:
