@@ -251,7 +251,8 @@ def main() -> int:
     def say(part: str, found: Any) -> None:
         print(part, json.dumps(found), flush=True)
 
-    weights, shown_min = clones.WEIGHTS, clones.SHOWN_MIN
+    weights: tuple[float, ...] = clones.WEIGHTS
+    shown_min = clones.SHOWN_MIN
     if not args.measure:
         every = asked_of(args.data, split.load().train[: args.photographs], networks)
         weights, shown_min = fitted(every)
