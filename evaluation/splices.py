@@ -23,7 +23,7 @@ SCENE_SEED = SEED + 1
 """Scenes drawn with it are none of the collection's, which come from ``SEED``."""
 SCENE_PX = 640
 """Longer side of a scene, so that its objects have the detail of a picture from the web."""
-SHARES = (0.10, 0.26)
+SHARES = (0.07, 0.16)
 """Range of the part of the scene that an object takes."""
 FILLED_MAX = 0.92
 """An object is never longer than this part of the scene's side."""

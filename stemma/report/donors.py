@@ -39,6 +39,8 @@ HEADER_BYTES = 24
 PIN_APART = 0.04
 """Numbers nearer to each other than this would cover each other."""
 PIN_STEP_PX = 24
+LIKELY_MAX = 0.9999
+"""What a person reads of a donor is never a certainty: it was fitted, not seen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +103,7 @@ def unsure(donors: Sequence[Donor]) -> Html:
     if not left:
         return Html("")
     rows = join(
-        f'<li><span class="name">{text(called(donor))}</span><b>{text(percent(donor.probability))}</b></li>'
-        for donor in left
+        f'<li><span class="name">{text(called(donor))}</span><b>{text(_likely(donor))}</b></li>' for donor in left
     )
     what = "1 possible donor is" if len(left) == 1 else f"{len(left)} possible donors are"
     return Html(f'<details class="unsure"><summary>{what} too unsure to be shown</summary><ul>{rows}</ul></details>')
@@ -297,8 +298,12 @@ def _kind(donor: Donor) -> str:
 
 
 def _said(whence: Whence, part: Part) -> Iterator[str]:
-    yield f"<b>{text(percent(part.donor.probability))}</b> likely"
+    yield f"<b>{text(_likely(part.donor))}</b> likely"
     yield f"{changed_percent(_covered([part], whence.query_size))} of the query"
+
+
+def _likely(donor: Donor) -> str:
+    return percent(min(donor.probability, LIKELY_MAX))
 
 
 def _picture(part: Part, rgb_HWC: Bytes3) -> Html:

@@ -174,6 +174,10 @@ def test_what_has_no_picture_is_still_named() -> None:
     assert "mosaic" not in bare and "href" not in bare and "a.jpg" in bare
 
 
+def test_a_donor_is_never_certain() -> None:
+    assert "<b>&gt; 99%</b> likely" in section(whence(donor(probability=1.0)))
+
+
 def test_hostile_names_stay_text() -> None:
     given = whence(donor("a", metadata={"name": HOSTILE}), query_name=HOSTILE)
     page = section(given, heading=HOSTILE) + unsure([donor("b", metadata={"name": HOSTILE}, shown=False)])
