@@ -31,7 +31,10 @@ Boxes = NDArray[np.float32]
 
 CROP_SIDE_PX = 128
 MARGIN = 0.1
-"""Share of an object's sides that its crop takes in around it."""
+"""Share of an object's sides that its crop for local matching takes in around it."""
+EMBEDDED_MARGIN = -0.05
+"""The same of the crop that is embedded: what lies around a pasted object is another scene. Of 79 splices, with the
+detector's boxes, the donor was among 20 in .61 with a margin of .1, in .67 with -.03 and in .66 with -.14."""
 LAYOUT = 4
 """Parts of a crop, each way, over which the stride-16 map is averaged."""
 LAYOUT_WEIGHT = 1.0

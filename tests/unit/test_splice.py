@@ -193,7 +193,8 @@ def test_verified_donors_are_ranked_and_the_best_outlined(mirrored: bool) -> Non
     )
     assert found[0].hit.row == 4 and sorted(one.hit.row for one in found) == [0, 1, 2, 3, 4]
     assert [one.probability for one in found] == sorted((one.probability for one in found), reverse=True)
-    assert [one.mask is not None for one in found] == [True] * splice.OUTLINED_MAX + [False] * 2
+    likely = [one.probability >= splice.OUTLINED_MIN for one in found[: splice.OUTLINED_MAX]]
+    assert [one.mask is not None for one in found] == [*likely, False, False]
     assert found[0].transform_33 is not None and found[0].mask is not None
     corners = np.array([[left, 75.0], [right, 165.0]])
     assert geometry.apply(found[0].transform_33, corners) == pytest.approx(geometry.apply(there, corners), abs=1.0)
@@ -201,6 +202,14 @@ def test_verified_donors_are_ranked_and_the_best_outlined(mirrored: bool) -> Non
     whole = np.zeros(mask.shape, bool)
     whole[y0:y1, x0:x1] = piece > 0
     assert (whole & (mask > 0)).sum() > 0.8 * (whole | (mask > 0)).sum()
+
+
+def test_a_mask_reaches_where_either_box_does() -> None:
+    shift = geometry.translation(10, 20)
+    assert splice.joined((50, 50, 100, 90), (80, 60, 130, 110), shift, SIZE) == (50, 40, 120, 90)
+    assert splice.joined((50, 50, 100, 90), (0, 0, 320, 240), shift, SIZE) is None
+    turned = geometry.mirror(SIZE[0])
+    assert splice.joined((50, 50, 100, 90), (220, 50, 280, 90), turned, SIZE) == (40, 50, 100, 90)
 
 
 def test_nothing_is_verified_of_no_hits() -> None:
