@@ -116,7 +116,9 @@ async def compare_pair(request: Request, house: HouseHere) -> Response:
     with house.admission.place():
         query, original = await read_pair(request, house.settings, _reading(house, budget))
         async with budget.enforced("the comparison"), house.admission.work():
-            compared = await compare(query, original, served.engine, deadline_ms=max(budget.left_ms(), 1.0))
+            compared = await compare(
+                query, original, served.engine, served.engine.shards, deadline_ms=max(budget.left_ms(), 1.0)
+            )
     house.metrics.comparison(compared)
     return reply(request, compared)
 

@@ -20,7 +20,6 @@ from stemma.embedded import (
     EmbeddedEncoder,
     EmbeddedFinder,
     EmbeddedShards,
-    NoShards,
     named_record,
 )
 from stemma.errors import BadRequest, Conflict, NotFound
@@ -41,7 +40,7 @@ from stemma.ingest import (
 from stemma.networks.comparing import Comparator
 from stemma.networks.encoder import Encoder
 from stemma.networks.weights import Card, card
-from stemma.query import Engine, Shards, answer
+from stemma.query import Engine, Networks, answer
 from stemma.query import compare as compare_pair
 from stemma.vision.decode import DecodePool
 
@@ -93,7 +92,7 @@ class Collection:
             raise BadRequest("give an Ask or its fields, not both", subject="ask")
         body = self._body(image)
         with self._lock:
-            return self._run(answer(body, ask or _ask(parameters), self._engine(self._shards())))
+            return self._run(answer(body, ask or _ask(parameters), self._engine()))
 
     def compare(
         self,
@@ -114,8 +113,8 @@ class Collection:
         other = self._body(original) if original is not None else original_id
         assert other is not None
         with self._lock:
-            shards = self._shards() if isinstance(other, str) else NoShards()
-            return self._run(compare_pair(body, other, self._engine(shards), deadline_ms=deadline_ms))
+            shards = self._shards() if isinstance(other, str) else None
+            return self._run(compare_pair(body, other, self._comparing(), shards, deadline_ms=deadline_ms))
 
     def _body(self, image: bytes | str | Path) -> bytes:
         if not isinstance(image, bytes | str | Path):
@@ -331,17 +330,19 @@ class Collection:
             )
         return EmbeddedShards(catalog, self._search(), self.settings.limits)
 
-    def _engine(self, shards: Shards) -> Engine:
+    def _engine(self) -> Engine:
+        shards = self._shards()
+        return Engine.over(self._comparing(), shards, self._objects())
+
+    def _comparing(self) -> Networks:
         comparator = self._comparator = self._comparator or Comparator.load(self.settings.comparator)
-        return Engine(
+        return Networks(
             decoder=EmbeddedDecoder(self._decoders()),
             encoder=EmbeddedEncoder(self._networks()),
-            shards=shards,
             comparator=EmbeddedComparator(comparator),
             card=self._card,
             comparator_card=comparator.card,
             settings=self.settings,
-            finder=self._objects(),
         )
 
 

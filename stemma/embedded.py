@@ -11,7 +11,7 @@ from stemma.api import ImageRecord, Metadata
 from stemma.catalog.catalog import Catalog
 from stemma.clones import Clone
 from stemma.config import LimitSettings
-from stemma.errors import BadRequest, NotFound, Unavailable
+from stemma.errors import BadRequest, Unavailable
 from stemma.finder import Finder
 from stemma.flow import (
     AnyQuery,
@@ -148,31 +148,6 @@ class EmbeddedShards:
     async def objects_weights(self) -> str | None:
         """See ``Shards.objects_weights``."""
         return self._catalog.objects_weights
-
-
-class NoShards:
-    """For comparing two given pictures: there is no collection, and nothing asks for one."""
-
-    async def search(self, query: AnyQuery, deadline_ms: float) -> Found:  # noqa: ARG002 - the protocol's
-        raise self._missing()
-
-    async def identical(self, sha256: str, plan: Plan) -> Found | None:  # noqa: ARG002 - the protocol's
-        raise self._missing()
-
-    async def metadata(self, rows: Sequence[int]) -> list[Metadata]:  # noqa: ARG002 - the protocol's
-        raise self._missing()
-
-    async def pixels(self, rows: Sequence[int]) -> list[bytes]:  # noqa: ARG002 - the protocol's
-        raise self._missing()
-
-    async def stored(self, image_id: str) -> tuple[ImageRecord, bytes]:  # noqa: ARG002 - the protocol's
-        raise self._missing()
-
-    async def objects_weights(self) -> str | None:
-        raise self._missing()
-
-    def _missing(self) -> NotFound:
-        return NotFound("two pictures are compared without any collection")
 
 
 def find_identical(catalog: Catalog, sha256: str, plan: Plan, limits: LimitSettings) -> Found | None:

@@ -12,16 +12,16 @@ import hashlib
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import numpy as np
 
 from stemma import donors, verdict
-from stemma.api import Answer, Ask, Candidate, Comparison, Coverage, ImageRecord, Metadata, Used, Versions
+from stemma.api import Answer, Ask, Candidate, Comparison, Coverage, Donor, ImageRecord, Metadata, Used, Versions
 from stemma.config import Settings
 from stemma.donors import Finder, Sought, Traced
-from stemma.errors import BadRequest, DeadlineExceeded, StemmaError, TooLarge, Unavailable
+from stemma.errors import BadRequest, DeadlineExceeded, NotFound, StemmaError, TooLarge, Unavailable
 from stemma.flow import AnyQuery, Encoded, Found, Hit, Judged, Pairing, Pixels, ShardQuery
 from stemma.networks import explain
 from stemma.networks.matching import match
@@ -84,22 +84,34 @@ class Comparator(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Engine:
-    """Everything that answers a query."""
+class Networks:
+    """Everything that compares two pictures."""
 
     decoder: Decoder
     encoder: Encoder
-    shards: Shards
     comparator: Comparator
     card: Card
     comparator_card: ComparatorCard
     settings: Settings
-    finder: Finder | None = None
-    """None: the weights bring no objects, and no answer has donors."""
 
     @property
     def rules(self) -> Rules:
         return Rules(match=self.card, comparator=self.comparator_card)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine(Networks):
+    """Everything that answers a query."""
+
+    shards: Shards
+    finder: Finder | None = None
+    """None: the weights bring no objects, and no answer has donors."""
+
+    @classmethod
+    def over(cls, networks: Networks, shards: Shards, finder: Finder | None) -> Engine:
+        """These networks over a collection's shards."""
+        known = {one.name: getattr(networks, one.name) for one in fields(Networks)}
+        return cls(**known, shards=shards, finder=finder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,9 +230,14 @@ def _pairing(hit: Hit, original: bytes) -> Pairing:
 
 
 async def compare(
-    query: bytes, original: bytes | str, engine: Engine, *, deadline_ms: float | None = None
+    query: bytes,
+    original: bytes | str,
+    engine: Networks,
+    shards: Shards | None = None,
+    *,
+    deadline_ms: float | None = None,
 ) -> Comparison:
-    """What was changed in the picture ``query``, against one original: its bytes, or the image id of a stored one.
+    """What was changed in the picture ``query``, against one original: its bytes, or the image id of one in the shards.
 
     The verdict is ``unknown`` where the query does not come from this original. Raises ``NotFound`` for an id that is
     not there, the decoder's errors (``subject`` says which picture), ``DeadlineExceeded`` and ``Unavailable``.
@@ -229,7 +246,7 @@ async def compare(
     stages = Stages(plan.deadline_ms)
     _bounded(query, engine.settings, "query")
     with stages.stage("original"):
-        sha256, copy = await _original(original, engine)
+        sha256, copy = await _original(original, engine, shards)
     if hashlib.sha256(query).hexdigest() == sha256:
         return Comparison(verdict="identical")
     with stages.stage("decode"):
@@ -248,17 +265,19 @@ async def compare(
     return verdict.comparison(judged, pixels, said, engine.rules)
 
 
-async def _original(original: bytes | str, engine: Engine) -> tuple[str, bytes]:
+async def _original(original: bytes | str, engine: Networks, shards: Shards | None) -> tuple[str, bytes]:
     """(SHA-256, working copy) of what a query is compared with."""
     if isinstance(original, str):
-        record, copy = await engine.shards.stored(original)
+        if shards is None:
+            raise NotFound("an id was given, and no collection that it is of", subject=original)
+        record, copy = await shards.stored(original)
         return record.sha256, copy
     _bounded(original, engine.settings, "original")
     pixels = await _decoded(original, "original", engine)
     return pixels.sha256, working_copy(pixels)
 
 
-async def _decoded(image: bytes, name: str, engine: Engine) -> Pixels:
+async def _decoded(image: bytes, name: str, engine: Networks) -> Pixels:
     try:
         return await engine.decoder.decode(image)
     except StemmaError as error:
@@ -326,9 +345,9 @@ async def _conclude(
 ) -> Answer:
     winners, traces = found.hits[: plan.k], traced.best(plan.donors)
     with stages.stage("metadata", always=True):  # the answer is known: a late one is better than none
-        metadata = await engine.shards.metadata([one.row for one in (*winners, *traces)])
+        metadata = await engine.shards.metadata([*(hit.row for hit in winners), *(one.row for one in traces)])
     candidates = [_candidate(hit, known, compared) for hit, known in zip(winners, metadata, strict=False)]
-    given = ()
+    given: tuple[Donor, ...] = ()
     if pixels is not None and traces:
         given = await donors.presented(traces, pixels, metadata[len(winners) :])
     original = None

@@ -220,7 +220,7 @@ def test_a_comparator_that_is_too_slow_costs_the_verdict_and_not_the_answer() ->
 
 
 def compared(parts: FakeParts, query: bytes, original: bytes | str) -> Comparison:
-    return asyncio.run(compare(query, original, engine_of(parts)))
+    return asyncio.run(compare(query, original, engine_of(parts), parts))
 
 
 def test_comparing_a_picture_with_itself_is_identical_before_any_network_runs() -> None:
