@@ -82,6 +82,7 @@ class Finder:
     def objects(self, rgb_HWC: Picture) -> Objects:
         """What a stored picture is found by: its objects, best first, and the whole of it."""
         box_O4, score_O = regions(rgb_HWC, self._detector, self._objects_max)
+        box_O4 = _within(box_O4, rgb_HWC)
         kept_O = large(box_O4)
         box_O4, score_O = box_O4[kept_O][: self._objects_max], score_O[kept_O][: self._objects_max]
         return self._encoder.embed(rgb_HWC, box_O4, score_O)
@@ -94,7 +95,7 @@ class Finder:
         """
         if box_O4 is None:
             box_O4, _ = regions(rgb_HWC, self._detector, splice.QUERY_BOXES_MAX)
-        box_O4 = np.asarray(box_O4, np.float32).reshape(-1, 4)
+        box_O4 = _within(np.asarray(box_O4, np.float32).reshape(-1, 4), rgb_HWC)
         box_O4 = box_O4[large(box_O4)][: splice.QUERY_BOXES_MAX]
         embedding_VOD = self._encoder.views(rgb_HWC, box_O4)
         return Described(
@@ -126,3 +127,9 @@ class Finder:
     def clones(self, rgb_HWC: Picture, box_O4: Float, host: bytes, transform_33: Map33) -> list[clones.Clone]:
         """Those of the boxes that show another place of the host; ``transform_33`` lays the query over the host."""
         return clones.find(rgb_HWC, box_O4, read_working_copy(host), transform_33)
+
+
+def _within(box_O4: Float, rgb_HWC: Picture) -> Float:
+    """The parts of boxes that lie in the picture."""
+    height, width = rgb_HWC.shape[:2]
+    return np.clip(box_O4, 0, np.array([width, height] * 2, np.float32)).astype(np.float32)
