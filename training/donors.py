@@ -39,7 +39,7 @@ from training.data import Photographs
 SEED = 41
 FITTED, MEASURED = 60, 79
 """Splices asked for the fit, and objects of the calibration photographs asked for the figures."""
-STRANGERS = 100
+STRANGERS = 75
 """Questions without a donor, for the fit and for the figures each."""
 ITERATIONS = 30
 RIDGE = 1e-3
