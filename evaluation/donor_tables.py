@@ -8,6 +8,10 @@ from typing import Any
 from evaluation.markdown import count_of, table, told, value_of
 
 
+RANKED = {"donor": "donor", "donor_without_host": "donor, host out", "host": "host", "either": "either"}
+"""What composites' ranks are told of, and its name in a table."""
+
+
 def donor_tables(result: dict[str, Any]) -> list[str]:
     """Those for which there are figures."""
     parts = []
@@ -16,7 +20,7 @@ def donor_tables(result: dict[str, Any]) -> list[str]:
     if "by_method" in result:
         parts.append(_localization(result["by_method"]))
     if "splice" in result:
-        parts += [_composites(result["splice"]), _counts(result["splice"]["by_objects"], ("donor", "either"))]
+        parts += [_composites(result["splice"]), _counts(result["splice"]["by_objects"])]
     if "pir" in result:
         parts.append(_pir(result["pir"]))
     if "students" in result:
@@ -66,23 +70,23 @@ def _localization(by_method: dict[str, Any]) -> str:
 
 def _composites(splice: dict[str, Any]) -> str:
     rows = [
-        [name, *(told(each[what][f"R@{k}"]) for what in ("donor", "host", "either") for k in (1, 10)), str(each["n"])]
+        [name, *(told(each[what][f"R@{k}"]) for what in RANKED for k in (1, 10)), str(each["n"])]
         for name, each in splice["by_method"].items()
     ]
-    heads = [f"{what} R@{k}" for what in ("donor", "host", "either") for k in (1, 10)]
+    heads = [f"{words} R@{k}" for words in RANKED.values() for k in (1, 10)]
     return table(["composites, by", *heads, "n"], rows)
 
 
-def _counts(by_objects: list[dict[str, Any]], whats: tuple[str, ...]) -> str:
+def _counts(by_objects: list[dict[str, Any]]) -> str:
     rows = [
         [
             str(each["objects"]),
-            *(told(each[what][f"R@{k}"]) for what in whats for k in (1, 10)),
+            *(told(each[what][f"R@{k}"]) for what in RANKED for k in (1, 10)),
             f"{each['code_bytes_per_image']}",
         ]
         for each in by_objects
     ]
-    heads = [f"{what} R@{k}" for what in whats for k in (1, 10)]
+    heads = [f"{words} R@{k}" for words in RANKED.values() for k in (1, 10)]
     return table(["objects", *heads, "code bytes an image"], rows)
 
 
