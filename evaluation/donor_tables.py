@@ -7,7 +7,6 @@ from typing import Any
 
 from evaluation.markdown import count_of, table, told, value_of
 
-
 RANKED = {"donor": "donor", "donor_without_host": "donor, host out", "host": "host", "either": "either"}
 """What composites' ranks are told of, and its name in a table."""
 
