@@ -1,8 +1,9 @@
 """The demo: see the product work, and check that one process and a Ray cluster give the same answers.
 
 A collection of photographs and rendered distractors is ingested embedded, asked embedded, then the same collection is
-served on Ray and asked over HTTP. Sketch for two cores: 527 pictures at 60 ms, 124 questions at 0.4 s twice, 30 s for
-Ray to start and stop: under three minutes of the five allowed.
+served on Ray and asked over HTTP. Sketch for two cores: 527 pictures at 100 ms on both of them, 92 questions twice at
+.15 s of one core (benign), .45 (changed) or .75 (no original: all its objects are searched for), 30 s for Ray to start
+and stop: under three minutes of the five allowed.
 """
 
 from __future__ import annotations

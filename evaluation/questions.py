@@ -32,8 +32,8 @@ TRUTH: dict[Kind, Verdict] = {
 LEFT_MIN = 0.5
 """Share of an edit's area that a benign change may not take away: a crop could cut off all that was changed."""
 ATTEMPTS_MAX = 16
-TARGETS = 34
-"""Originals that are asked about, each in three ways; fewer are asked more often, so each of 17 photographs twice."""
+TARGETS = 20
+"""Originals that are asked about, each in three ways; fewer are asked more often."""
 UNTOUCHED = 10
 STRANGERS = 12
 
