@@ -1,17 +1,20 @@
 """One training step of the detector, in both sizes, what it is fed and what its validation says.
 
 Samples are training photographs with boxes: the annotated objects of ``instances.json``, and on the other photographs
-what YOLOX-nano draws (``training.labelling``), which is not shipped. Flips, crops and pasted objects vary them.
+what YOLOX-nano draws (``training.labelling``), which is not shipped, each time with the chance that a box is right.
+Flips, crops, tones and pasted objects vary them.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -32,12 +35,20 @@ Sample = tuple[Picture, Boxes]
 """uint8 RGB [H, W, 3] and boxes [O, 4] in its pixels."""
 Batch = list[Sample]
 
-BOX_SIDE_PX_MIN = 14
-"""Smaller ones, at the side that the network sees, are left out of the truth: it could not tell them from texture."""
+BOX_SIDE_PX_MIN = 18
+"""Smaller ones, at the side that the network sees, are left out of the truth: no donor is searched by them."""
 CROP_MIN = 0.55
 CROP_KEPT_MIN = 0.5
 """An object that a crop leaves less of is no longer one."""
-MIRROR_SHARE, CROP_SHARE, PASTE_SHARE = 0.5, 0.6, 0.4
+MIRROR_SHARE, CROP_SHARE, PASTE_SHARE, TONE_SHARE = 0.5, 0.6, 0.5, 0.5
+PASTED_MAX = 3
+"""Objects laid into one picture, at most."""
+PASTED_AREA = (0.015, 0.3)
+"""Share of the picture that each covers."""
+GAIN_MAX, GAMMA_MAX = 0.12, 0.35
+"""How far a channel's gain, and the logarithm of the gamma, are from none."""
+SPLICE_SEED = 20261128
+TRUNK = ("backbone.stem", "backbone.cells", "backbone.deep")
 RECALL_IOU = 0.5
 RECALL_BOXES = 8
 
@@ -53,7 +64,9 @@ class DetectorTraining(BaseModel):
     batch: int = Field(4, ge=1, description="pictures of one step, over all workers")
     rate: float = Field(1e-3, gt=0, description="learning rate at its height: AdamW (starter), SGD (paper)")
     warmup_steps: int = Field(100, ge=0)
-    decay_at: tuple[float, ...] = Field((0.7, 0.9), description="shares of the steps at which the rate falls tenfold")
+    decay: Literal["steps", "cosine"] = Field("steps", description="how the rate falls: tenfold, or along a cosine")
+    decay_at: tuple[float, ...] = Field((0.7, 0.9), description="steps: shares of them at which the rate falls tenfold")
+    trunk_rate: float = Field(1.0, gt=0, le=1, description="share of the rate that the unfrozen trunk learns at")
     weight_decay: float = Field(1e-4, ge=0)
     frozen_stages: int = Field(
         6, ge=0, le=6, description="starter: Lite0 stages, with the stem, that keep their weights"
@@ -71,18 +84,29 @@ class Labelled:
     boxes: tuple[Boxes, ...]
     annotated: tuple[bool, ...]
     """By people; the others by YOLOX-nano."""
+    chances: tuple[NDArray[np.float64], ...]
+    """Of each box, to be right: 1 for those of people."""
+    pasted: tuple[splices.Splice, ...] = ()
+    """Splices whose pasted object is to be found as well."""
 
 
-def labelled(folder: Path, names: Sequence[str], part: str) -> Labelled:
-    """The photographs of a ``part`` (train, val) with boxes of people where there are any, else of YOLOX-nano."""
+def labelled(folder: Path, names: Sequence[str], part: str, *, score_min: float = labelling.SCORE_MIN) -> Labelled:
+    """The photographs of a ``part`` (train, val) with boxes of people where there are any, else those that YOLOX-nano
+    scores ``score_min`` or more."""
     known = splices.annotated(folder)
     photographs = Photographs(folder / "photos" / part, names)
     labeller = labelling.Yolox(folder)
-    boxes = []
+    boxes, chances = [], []
     for place, name in enumerate(names):
-        mine = np.array(known[name][1], np.float32) if name in known else labeller.boxes(photographs[place])
-        boxes.append(mine.reshape(-1, 4))
-    return Labelled(photographs=photographs, boxes=tuple(boxes), annotated=tuple(name in known for name in names))
+        if name in known:
+            boxes.append(np.array(known[name][1], np.float32).reshape(-1, 4))
+            chances.append(np.ones(len(boxes[-1])))
+        else:
+            box_O4, score_O = labeller.scored(photographs[place], score_min)
+            boxes.append(box_O4)
+            chances.append(labelling.chance(score_O))
+    people = tuple(name in known for name in names)
+    return Labelled(photographs=photographs, boxes=tuple(boxes), annotated=people, chances=tuple(chances))
 
 
 class DetectionData:
@@ -98,23 +122,23 @@ class DetectionData:
         index = int(np.random.default_rng([self._seed, 1, epoch]).permutation(count)[place])
         rng = np.random.default_rng([self._seed, 2, n])
         rgb_HWC, boxes_O4 = self._source.photographs[index], self._source.boxes[index]
+        # on average over the epochs the network learns the chance itself, and ranks by it
+        boxes_O4 = boxes_O4[rng.random(len(boxes_O4)) < self._source.chances[index]]
         if self._cuts and rng.random() < PASTE_SHARE:
-            rgb_HWC, boxes_O4 = self._pasted(rgb_HWC, boxes_O4, rng)
+            for _ in range(int(rng.integers(1, PASTED_MAX + 1))):
+                rgb_HWC, boxes_O4 = self._pasted(rgb_HWC, boxes_O4, rng)
         if rng.random() < CROP_SHARE:
             rgb_HWC, boxes_O4 = cropped(rgb_HWC, boxes_O4, rng)
         if rng.random() < MIRROR_SHARE:
             rgb_HWC, boxes_O4 = mirrored(rgb_HWC, boxes_O4)
+        if rng.random() < TONE_SHARE:
+            rgb_HWC = toned(rgb_HWC, rng)
         return fitted(rgb_HWC, boxes_O4, self._side_px)
 
     def _pasted(self, rgb_HWC: Picture, boxes_O4: Boxes, rng: np.random.Generator) -> Sample:
         donor_HWC, cut = self._cuts[int(rng.integers(len(self._cuts)))]
-        made = splices.splice(rgb_HWC, donor_HWC, cut, rng)
-        share = np.array(made.rgb_HWC.shape[1::-1]) / rgb_HWC.shape[1::-1]
-        box_4 = np.array(made.box, np.float32)
-        boxes_O4 = boxes_O4 * np.tile(share, 2).astype(np.float32)
-        # what the pasted object hides is not there any more
-        kept_O4 = boxes_O4[_inside_share(boxes_O4, box_4) < CROP_KEPT_MIN]
-        return made.rgb_HWC, np.concatenate([kept_O4, box_4[None]])
+        made = splices.splice(rgb_HWC, donor_HWC, cut, rng, area=PASTED_AREA)
+        return made.rgb_HWC, with_pasted(made, rgb_HWC, boxes_O4)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         return list(samples)
@@ -126,15 +150,41 @@ class DetectionData:
 def training_data(folder: Path, settings: DetectorTraining) -> DetectionData:
     """The 501 photographs that may be trained on, with their labels and what is pasted into them."""
     names = split.load().train
-    source, places = labelled(folder, names, "train"), {name: place for place, name in enumerate(names)}
+    source = labelled(folder, names, "train", score_min=labelling.TEACHER_SCORE_MIN)
+    places = {name: place for place, name in enumerate(names)}
     cuts = [(source.photographs[places[cut.name]], cut) for cut in splices.cut_outs(folder, places)]
     return DetectionData(source, cuts, seed=settings.seed, side_px=settings.side_px)
 
 
+def with_pasted(made: splices.Splice, host_HWC: Picture, boxes_O4: Boxes) -> Boxes:
+    """The host's boxes as they lie in the splice, and the pasted object's, which is last."""
+    share = np.array(made.rgb_HWC.shape[1::-1]) / host_HWC.shape[1::-1]
+    box_4 = np.array(made.box, np.float32)
+    moved_O4 = boxes_O4 * np.tile(share, 2).astype(np.float32)
+    # what the pasted object hides is not there any more
+    kept_O4 = moved_O4[_inside_share(moved_O4, box_4) < CROP_KEPT_MIN]
+    return np.concatenate([kept_O4, box_4[None]])
+
+
 def validation_data(folder: Path) -> Labelled:
-    """The 49 that choose checkpoints."""
+    """The 49 that choose checkpoints, and 49 splices of them, the same in every run."""
     names = sorted(path.name for path in (folder / "photos" / "val").glob("*.jpg"))
-    return labelled(folder, names, "val")
+    return replace(labelled(folder, names, "val"), pasted=spliced(folder, names, "val", len(names)))
+
+
+def spliced(
+    folder: Path, names: Sequence[str], part: str, count: int, seed: int = SPLICE_SEED
+) -> tuple[splices.Splice, ...]:
+    """``count`` splices of the photographs ``names``: hosts in turn, cut-outs of other photographs than the host."""
+    hosts, cuts = Photographs(folder / "photos" / part, names), splices.cut_outs(folder, names)
+    places = {name: place for place, name in enumerate(names)}
+    made = []
+    for n in range(count):
+        rng, host = np.random.default_rng([seed, n]), n % len(names)
+        theirs = [cut for cut in cuts if cut.name != names[host]]
+        cut = theirs[int(rng.integers(len(theirs)))]
+        made.append(splices.splice(hosts[host], hosts[places[cut.name]], cut, rng))
+    return tuple(made)
 
 
 def cropped(rgb_HWC: Picture, boxes_O4: Boxes, rng: np.random.Generator) -> Sample:
@@ -153,6 +203,13 @@ def mirrored(rgb_HWC: Picture, boxes_O4: Boxes) -> Sample:
     width = rgb_HWC.shape[1]
     x0, y0, x1, y1 = boxes_O4.T
     return np.ascontiguousarray(rgb_HWC[:, ::-1]), np.stack([width - x1, y0, width - x0, y1], 1).astype(np.float32)
+
+
+def toned(rgb_HWC: Picture, rng: np.random.Generator) -> Picture:
+    """Another exposure and white balance."""
+    gain_3, gamma = 1 + rng.uniform(-GAIN_MAX, GAIN_MAX, 3), np.exp(rng.uniform(-GAMMA_MAX, GAMMA_MAX))
+    table_VC = 255 * np.linspace(0, 1, 256)[:, None] ** gamma * gain_3
+    return np.asarray(cv2.LUT(rgb_HWC, np.clip(table_VC, 0, 255).astype(np.uint8)[None]), np.uint8)
 
 
 def fitted(rgb_HWC: Picture, boxes_O4: Boxes, side_px: int) -> Sample:
@@ -198,7 +255,7 @@ class DetectorStep:
         self.network = network.to(self.device)
         self.averaged = copy.deepcopy(network).requires_grad_(False)
         self._workers: Workers = workers or Alone()
-        learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        learned = _groups(network, settings.trunk_rate)
         self._optimizer: torch.optim.Optimizer
         if settings.size == "paper":
             self._optimizer = torch.optim.SGD(
@@ -220,7 +277,7 @@ class DetectorStep:
         average_gradients(self.network.parameters(), self._workers)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_norm_max)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate(self.settings, t)
+            group["lr"] = rate(self.settings, t) * group["share"]
         self._optimizer.step()
         self._follow(t)
         names = ["loss", *(name.removeprefix("loss_") for name in parts), "gradient_norm", "rate"]
@@ -257,6 +314,16 @@ class DetectorStep:
         self._optimizer.load_state_dict(state["optimizer"])
 
 
+def _groups(network: nn.Module, trunk_rate: float) -> list[dict[str, Any]]:
+    """What is learned, in the trunk and beside it; ``share`` is of the rate."""
+    parts: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            parts[name.startswith(TRUNK)].append(parameter)
+    shares = {True: trunk_rate, False: 1.0}
+    return [{"params": found, "share": shares[trunk]} for trunk, found in parts.items() if found]
+
+
 def inputs(batch: Batch, size: str, device: torch.device) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     """A batch as torchvision's detectors take it; every box is of class 1."""
     divisor = 1.0 if size == "starter" else 255.0
@@ -272,11 +339,14 @@ def inputs(batch: Batch, size: str, device: torch.device) -> tuple[list[Tensor],
 
 
 def rate(settings: DetectorTraining, t: int) -> float:
-    """Learning rate of step ``t``: up along a line, then falling tenfold at each of ``decay_at``."""
+    """Learning rate of step ``t``: up along a line, then down, tenfold at each of ``decay_at`` or along a cosine."""
     if t < settings.warmup_steps:
         return settings.rate * (t + 1) / settings.warmup_steps
-    passed = sum(t >= share * settings.steps for share in settings.decay_at)
-    return float(settings.rate * 0.1**passed)
+    if settings.decay == "cosine":
+        passed = (t - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+        return settings.rate * (1 + math.cos(math.pi * min(1.0, passed))) / 2
+    falls = sum(t >= share * settings.steps for share in settings.decay_at)
+    return float(settings.rate * 0.1**falls)
 
 
 def overlaps(one_A4: Boxes, other_B4: Boxes) -> NDArray[np.float64]:
@@ -307,14 +377,18 @@ def finder(network: nn.Module, size: detector.DetectorSize) -> detector.Detector
 
 
 def validate(network: nn.Module, source: Labelled, size: detector.DetectorSize) -> dict[str, float]:
-    """Recall at IoU .5 with 8 boxes of the ``wanted`` objects, on people's and on YOLOX's boxes.
+    """Recall at IoU .5 with 8 regions of the ``wanted`` objects, on people's and on YOLOX's boxes, and of pasted ones.
 
-    ``score``, the mean of both, is what the best checkpoint has most of: nine annotated photographs are few.
+    ``score``, their mean, is what the best checkpoint has most of: nine annotated photographs are few.
     """
     found = finder(network, size)
-    hits: dict[bool, list[bool]] = {True: [], False: []}
+    hits: dict[str, list[bool]] = {"recall": [], "recall_labelled": [], "recall_pasted": []}
     for place, people in enumerate(source.annotated):
-        box_O4, _ = found.detect(source.photographs[place], RECALL_BOXES)
-        hits[people] += covered(wanted(source.boxes[place]), box_O4).tolist()
-    recall, of_labels = (float(np.mean(hits[people])) if hits[people] else 0.0 for people in (True, False))
-    return {"recall": recall, "recall_labelled": of_labels, "score": (recall + of_labels) / 2}
+        box_O4, _ = detector.regions(source.photographs[place], found, RECALL_BOXES)
+        name = "recall" if people else "recall_labelled"
+        hits[name] += covered(wanted(source.boxes[place]), box_O4).tolist()
+    for one in source.pasted:
+        box_O4, _ = detector.regions(one.rgb_HWC, found, RECALL_BOXES)
+        hits["recall_pasted"] += covered(np.array([one.box], np.float32), box_O4).tolist()
+    said = {name: float(np.mean(mine)) if mine else 0.0 for name, mine in hits.items()}
+    return said | {"score": float(np.mean(list(said.values())))}

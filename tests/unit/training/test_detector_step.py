@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from training import detector
 from training.detector import DetectorStep, DetectorTraining, build, rate
 from training.loop import LoopSettings, Run
+from training.splices import Splice
 
 SETTINGS = DetectorTraining(steps=20, batch=2, warmup_steps=2, rate=2e-3, average=0.5, seed=1, side_px=64)
 BOX = np.array([[16, 12, 48, 40]], np.float32)
@@ -76,6 +77,59 @@ def test_a_resumed_detector_is_the_one_that_never_stopped(tmp_path: Path) -> Non
 def test_the_rate_rises_and_falls_in_steps() -> None:
     settings = DetectorTraining(steps=100, warmup_steps=10, rate=1.0, decay_at=(0.5, 0.9))
     assert [rate(settings, t) for t in (0, 9, 49, 50, 90)] == pytest.approx([0.1, 1.0, 1.0, 0.1, 0.01])
+
+
+def test_the_rate_falls_along_a_cosine() -> None:
+    settings = DetectorTraining(steps=110, warmup_steps=10, rate=1.0, decay="cosine")
+    assert [rate(settings, t) for t in (0, 9, 10, 60, 110)] == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.0])
+
+
+def test_an_unfrozen_trunk_learns_at_its_own_rate() -> None:
+    settings = SETTINGS.model_copy(update={"frozen_stages": 5, "trunk_rate": 0.25})
+    step = DetectorStep(settings, build(settings))
+    before = {name: p.clone() for name, p in step.network.named_parameters()}
+    step.step(batch(2), 5)
+    moved = {name.split(".")[1] for name, p in step.network.named_parameters() if not torch.equal(p, before[name])}
+    assert {"deep"} == moved & {"stem", "cells", "deep"}
+    trunk, others = step.state_dict()["optimizer"]["param_groups"]
+    assert trunk["lr"] == pytest.approx(0.25 * others["lr"])
+
+
+def test_boxes_are_kept_as_often_as_they_are_right() -> None:
+    rgb = np.full((96, 128, 3), 90, np.uint8)
+    boxes = np.array([[0, 0, 60, 60], [64, 30, 128, 96]], np.float32)
+
+    class One:
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, _: int) -> np.ndarray:
+            return rgb
+
+    source = detector.Labelled(
+        photographs=One(),  # type: ignore[arg-type]
+        boxes=(boxes,),
+        annotated=(False,),
+        chances=(np.array([1.0, 0.0]),),
+    )
+    samples = [detector.DetectionData(source, (), seed=1, side_px=128).sample(n) for n in range(12)]
+    # a crop may leave the first; the second, which is never right, does not appear
+    assert {len(found) for _, found in samples} <= {0, 1} and any(len(found) for _, found in samples)
+
+
+def test_the_pasted_object_hides_what_is_under_it() -> None:
+    host, pasted = np.zeros((100, 200, 3), np.uint8), np.zeros((50, 100, 3), np.uint8)
+    box = (10.0, 10.0, 40.0, 40.0)
+    made = Splice(rgb_HWC=pasted, mask_HW=pasted[..., 0], box=box, donor_box=box, mirrored=False)
+    under, beside = [24, 24, 60, 60], [100, 0, 190, 90]
+    found = detector.with_pasted(made, host, np.array([under, beside], np.float32))
+    assert found.tolist() == [[50, 0, 95, 45], [10, 10, 40, 40]]
+
+
+def test_another_tone_moves_nothing() -> None:
+    rgb = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, 2)
+    out = detector.toned(rgb, np.random.default_rng(2))
+    assert out.shape == rgb.shape and (np.diff(out.astype(int), axis=1) >= 0).all() and not np.array_equal(out, rgb)
 
 
 @given(st.integers(0, 5_000))

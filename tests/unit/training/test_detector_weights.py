@@ -25,7 +25,7 @@ def test_recall_counts_the_objects_that_boxes_cover(tmp_path: Path, monkeypatch:
         "none": lambda _: np.zeros((0, 4), np.float32),
         "both": lambda _: np.array(boxes[:2], np.float32),
     }
-    found = detector_weights.covered(ways, tmp_path, "val", ["a.jpg"])
+    found = detector_weights.covered(ways, detector_weights.annotated(tmp_path, "val", ["a.jpg"]))
     # the third object is too small to be wanted
     assert found == {"one": 0.5, "none": 0.0, "both": 1.0, "objects": 2.0}
 
