@@ -47,7 +47,7 @@ TEACHER = "teacher"
 SEED = 20261128
 PASTES = 2
 """Queries of one object."""
-FITTED_PHOTOGRAPHS = 250
+FITTED_PHOTOGRAPHS = 150
 """Training photographs whose objects the whitenings are fitted on: those with outlined objects first."""
 FITTED_REGIONS = 3
 """Regions of each of them beside its outlined objects."""
