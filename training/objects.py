@@ -106,7 +106,8 @@ def seen(made: Splice, rng: np.random.Generator) -> tuple[Picture, NDArray[np.fl
 def missed(box: Sequence[float], share: float, rng: np.random.Generator) -> NDArray[np.float32]:
     """The box [1, 4], each of its sides moved by at most ``share`` of its size."""
     x0, y0, x1, y1 = box
-    return (np.array(box) + rng.uniform(-share, share, 4) * np.array([x1 - x0, y1 - y0] * 2)).astype(np.float32)[None]
+    moved_4 = np.array(box) + rng.uniform(-share, share, 4) * np.array([x1 - x0, y1 - y0] * 2)
+    return np.asarray(moved_4[None], np.float32)
 
 
 def pairs(

@@ -9,7 +9,7 @@ import pytest
 
 from stemma import splice
 from stemma.flow import ObjectHit
-from training import donors, objects
+from training import donors, objects, splices
 from training.data import Photographs
 
 
@@ -121,3 +121,33 @@ def test_fewer_objects_are_the_best_and_the_whole(tmp_path: Path) -> None:
     assert one.owner_M.tolist() == [0, 0, 1] and one.number_M.tolist() == [1, 0, 0]
     assert np.array_equal(one.vector_MD, shelf.vector_MD[[0, 2, 3]])
     assert len(shelf.first(2).owner_M) == 4
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_boxes_miss_a_pasted_object_by_their_shares(mirrored: bool) -> None:
+    picture = np.zeros((200, 300, 3), np.uint8)
+    made = splices.Splice(
+        rgb_HWC=picture,
+        mask_HW=picture[..., 0],
+        box=(50, 40, 150, 120),
+        donor_box=(0, 0, 9, 9),
+        mirrored=mirrored,
+    )
+    seen_HWC, box_N4 = objects.seen(made, np.random.default_rng(0))
+    home = [150, 40, 250, 120] if mirrored else [50, 40, 150, 120]
+    off_N4 = np.abs(box_N4 - home) / [100, 80, 100, 80]
+    assert seen_HWC.shape == picture.shape and len(box_N4) == len(objects.MISSES)
+    assert (off_N4.max(1) <= np.array(objects.MISSES) + 1e-6).all() and off_N4.min() > 0
+
+
+def test_components_are_steady_under_what_pasting_moves() -> None:
+    """In their metric every direction moves alike: what is left of pasting has no direction of its own."""
+    rng = np.random.default_rng(5)
+    home = rng.normal(size=(500, 4)).astype(np.float32) * [1, 2, 3, 4]
+    moves = rng.normal(size=(500, 4)) * [0.1, 1.0, 0.1, 2.0]
+    mean, components = objects.surviving_components(
+        home.astype(np.float32), (home + moves).astype(np.float32), np.arange(500), 4
+    )
+    assert mean.shape == (4,) and components.shape == (4, 4)
+    strength = np.linalg.norm(components, axis=0)
+    assert strength[0] > strength[3] and strength[2] > strength[3]
