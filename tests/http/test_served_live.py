@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import stemma
-from stemma.api import Comparison, Probabilities
+from stemma.api import Comparison, Donor, Probabilities
 from stemma.calls import Options
 from stemma.client import AsyncClient, Client
 from stemma.errors import NotFound, StemmaError, Unavailable
@@ -70,10 +70,11 @@ def test_embedded_equals_served(client: Client, server: Any, picture: Any, tmp_p
         *(picture(seed) for seed in (900, 901, 902)),
         *(with_a_patch(picture(seed, side=160)) for seed in (308, 309)),
     ]
-    shown = 0
+    shown = traced = 0
+    asked: dict[str, Any] = {"k": 20, "donors": 5, "deadline_ms": 60_000}
     with stemma.open(tmp_path / "copy.stemma", settings=server.settings) as collection:
         for question in questions:
-            here, there = collection.search(question, k=20), client.search(question, k=20)
+            here, there = collection.search(question, **asked), client.search(question, **asked)
             assert there.verdict == here.verdict
             assert [each.image_id for each in there.candidates] == [each.image_id for each in here.candidates]
             assert (there.original and there.original.image_id) == (here.original and here.original.image_id)
@@ -82,12 +83,15 @@ def test_embedded_equals_served(client: Client, server: Any, picture: Any, tmp_p
                 same_probabilities(left.probabilities, right.probabilities)
                 left, right = (each.model_copy(update={"probabilities": None}) for each in (left, right))
                 assert left == right, "distances and matches are equal to the bit"
+            same_donors(there.donors, here.donors)
+            traced += len(there.donors)
             assert there.coverage == here.coverage
             assert (there.versions, there.used) == (here.versions, here.used)
             if there.original is not None and there.original.comparison is not None:
                 shown += 1
                 assert here.original is not None
                 same_comparison(there.original.comparison, here.original.comparison)
+        assert traced, "strangers and changed regions are searched for by their objects"
         assert shown >= 4, "most copies are found, so they are compared and shown"
         query, plain = with_a_patch(picture(308, side=160)), picture(308, side=160)
         here, there = collection.compare(query, plain), client.compare(query, plain)
@@ -102,6 +106,15 @@ def with_a_patch(body: bytes) -> bytes:
     out = io.BytesIO()
     image.save(out, "PNG")
     return out.getvalue()
+
+
+def same_donors(some: Sequence[Donor], others: Sequence[Donor]) -> None:
+    assert [one.image_id for one in some] == [other.image_id for other in others]
+    for one, other in zip(some, others, strict=True):
+        assert (one.query_box, one.donor_box, one.distance) == (other.query_box, other.donor_box, other.distance)
+        assert (one.shown, one.clone, one.metadata) == (other.shown, other.clone, other.metadata)
+        assert one.probability == pytest.approx(other.probability, abs=1e-2)
+        assert (one.mask is None) == (other.mask is None)
 
 
 def same_probabilities(one: Probabilities | None, other: Probabilities | None) -> None:

@@ -193,8 +193,8 @@ def ask(house: House, **parameters: Any) -> Answer:
     return asyncio.run(answer(b"some bytes", Ask(**parameters), engine))
 
 
-STRANGER = {"hits": (_hit(1, 1.0),)}
-CHANGED = {"hits": (_hit(1, 30.0), _hit(2, 12.0), _hit(3, 9.0))}
+STRANGER: dict[str, Any] = {"hits": (_hit(1, 1.0),)}
+CHANGED: dict[str, Any] = {"hits": (_hit(1, 30.0), _hit(2, 12.0), _hit(3, 9.0))}
 
 
 def test_an_unknown_picture_is_searched_for_by_all_that_the_finder_sees() -> None:
