@@ -27,7 +27,7 @@ BOX, PASTED = (60, 80, 160, 170), (200, 20, 300, 110)
 def texture(seed: int) -> NDArray[np.uint8]:
     width, height = SIZE
     coarse = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3)).astype(np.uint8)
-    return cv2.resize(coarse, SIZE, interpolation=cv2.INTER_CUBIC)
+    return np.asarray(cv2.resize(coarse, SIZE, interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
 def png(rgb_HWC: NDArray[np.uint8]) -> bytes:
