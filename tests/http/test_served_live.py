@@ -94,9 +94,9 @@ def test_embedded_equals_served(client: Client, server: Any, picture: Any, tmp_p
         assert traced, "strangers and changed regions are searched for by their objects"
         assert shown >= 4, "most copies are found, so they are compared and shown"
         query, plain = with_a_patch(picture(308, side=160)), picture(308, side=160)
-        here, there = collection.compare(query, plain), client.compare(query, plain)
-        same_comparison(there, here)
-        same_comparison(client.compare(query, original_id="same-8"), here)
+        alike, twin = collection.compare(query, plain), client.compare(query, plain)
+        same_comparison(twin, alike)
+        same_comparison(client.compare(query, original_id="same-8"), alike)
         assert client.compare(plain, original_id="same-8").verdict == "identical"
 
 
