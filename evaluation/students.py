@@ -220,7 +220,7 @@ def ranks(
         near_QI[:, place] = near_QN[:, owner_N == place].max(1)
     rows = np.arange(len(query_QC))
     near_QI[rows, truth_Q2[:, 0]] = -np.inf
-    return (near_QI > near_QI[rows, truth_Q2[:, 1]][:, None]).sum(1).astype(np.intp)
+    return np.asarray((near_QI > near_QI[rows, truth_Q2[:, 1]][:, None]).sum(1), np.intp)
 
 
 def measured(data: Path, made: Trained) -> dict[str, dict[str, Any]]:
