@@ -8,6 +8,7 @@ pixels of the working copy.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 
@@ -55,7 +56,7 @@ class Finder:
     def __init__(self, detector: Detector, encoder: ObjectEncoder, *, objects_max: int) -> None:
         self._detector, self._encoder = detector, encoder
         self._objects_max = min(objects_max, OBJECTS_MAX)
-        self._chance = splice.Chance.fitted(encoder.card.donor)
+        self.judged_by(encoder.card)
 
     @classmethod
     def load(cls, settings: ObjectSettings, encoder_weights: str | None = None) -> Finder:
@@ -79,6 +80,11 @@ class Finder:
     def card(self) -> ObjectsCard:
         return self._encoder.card
 
+    def judged_by(self, card: ObjectsCard) -> None:
+        """Take the order of hits and the probability of a donor from this card."""
+        self._chance = splice.Chance.fitted(card.donor)
+        self._order = splice.Order.fitted(card.order, card.order_min)
+
     def objects(self, rgb_HWC: Picture) -> Objects:
         """What a stored picture is found by: its objects, best first, and the whole of it."""
         box_O4, score_O = regions(rgb_HWC, self._detector, self._objects_max)
@@ -94,14 +100,19 @@ class Finder:
         and with it the donor was among 20 in .77 of 79 splices where with the object's box alone it was in .86.
         """
         if box_O4 is None:
-            box_O4, _ = regions(rgb_HWC, self._detector, splice.QUERY_BOXES_MAX)
-        box_O4 = _within(np.asarray(box_O4, np.float32).reshape(-1, 4), rgb_HWC)
-        box_O4 = box_O4[large(box_O4)][: splice.QUERY_BOXES_MAX]
+            box_O4, score_O = regions(rgb_HWC, self._detector, splice.QUERY_BOXES_MAX)
+        else:
+            box_O4 = np.asarray(box_O4, np.float32).reshape(-1, 4)
+            score_O = np.ones(len(box_O4), np.float32)
+        box_O4 = _within(box_O4, rgb_HWC)
+        kept_O = large(box_O4)
+        box_O4, score_O = (each[kept_O][: splice.QUERY_BOXES_MAX] for each in (box_O4, score_O))
         embedding_VOD = self._encoder.views(rgb_HWC, box_O4)
         return Described(
             box_O4=box_O4,
             embedding_VOD=embedding_VOD,
             hubness_VO=splice.hubness(embedding_VOD, self._encoder.background_ND, self.card.scale),
+            score_O=score_O,
         )
 
     def verify(
@@ -109,7 +120,7 @@ class Finder:
     ) -> list[splice.Donor]:
         """Each hit's own object matched with the query's, the likeliest donor first; ``donors`` are the hits' working
         copies. Raises ``Corrupt`` for one that cannot be read."""
-        return self.verify_pictures(rgb_HWC, described, hits, [read_working_copy(copy) for copy in donors])
+        return self.verify_pictures(rgb_HWC, described, hits, _Decoded(donors))
 
     def verify_pictures(
         self, rgb_HWC: Picture, described: Described, hits: Sequence[ObjectHit], pictures: Sequence[Picture]
@@ -117,16 +128,36 @@ class Finder:
         """As ``verify``, of working copies that are decoded."""
         return splice.verified(
             splice.Query(rgb_HWC, described.box_O4, self._encoder.cells),
+            described,
             hits,
             pictures,
             cells_of=self._encoder.cells,
             chance=self._chance,
-            hubness_VO=described.hubness_VO,
+            order=self._order,
         )
 
     def clones(self, rgb_HWC: Picture, box_O4: Float, host: bytes, transform_33: Map33) -> list[clones.Clone]:
         """Those of the boxes that show another place of the host; ``transform_33`` lays the query over the host."""
         return clones.find(rgb_HWC, box_O4, read_working_copy(host), transform_33)
+
+
+class _Decoded(Sequence[Picture]):
+    """Working copies, decoded when asked: most of them are not."""
+
+    def __init__(self, copies: Sequence[bytes]) -> None:
+        self._copies = copies
+
+    def __len__(self) -> int:
+        return len(self._copies)
+
+    @overload
+    def __getitem__(self, place: int) -> Picture: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Picture]: ...
+    def __getitem__(self, place: int | slice) -> Picture | Sequence[Picture]:
+        if isinstance(place, slice):
+            return [read_working_copy(copy) for copy in self._copies[place]]
+        return read_working_copy(self._copies[place])
 
 
 def _within(box_O4: Float, rgb_HWC: Picture) -> Float:

@@ -1,8 +1,8 @@
 """Where the pieces of a picture come from: from object hits to donors, their transform and mask (OE-SIR 3.2).
 
-    hits -> without the host and its duplicates (``excluded``) -> best 20 (``shortlist``) -> each verified by local
-    matching of its crop against the query object's (``verify``) -> ranked by probability -> the best refined and
-    outlined (``stemma.outline``)
+    hits -> without the host and its duplicates (``excluded``) -> best 20 (``shortlist``) -> verified by local matching
+    of their crops against the query object's (``verify``), the last of them only where there is hope -> ranked by
+    probability -> the best refined and outlined (``stemma.outline``)
 
 Shape letters: V views of the query (0 upright, 1 mirrored); O objects; N background objects; D 256; H, W pixels;
 C channels; P cells (14 x 14), F their features. Frames as in ``vision.geometry``: x to the right, y down, pixel centres
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stemma import outline
-from stemma.flow import Hit, ObjectHit
+from stemma.flow import Described, Hit, ObjectHit
 from stemma.networks import matching
 from stemma.networks.objects import crop_box, large
 from stemma.vision import geometry
@@ -38,6 +38,8 @@ QUERY_BOXES_MAX = 16
 """Objects of a query that are searched for; of 79 splices 8 held a fitting box in .78, 16 in .84."""
 VERIFIED_MAX = 20
 """Hits that are verified; each costs the cells of one crop (15 ms) and 0.5 ms of matching."""
+VERIFIED_FIRST = 8
+"""Hits that are verified in any case; the others while they may yet be the donor (``Order.least``)."""
 BACKGROUND_NEIGHBOURS = 10
 SCALE_MIN, SCALE_MAX = 0.25, 4.0
 """Of a believable map from an object to its donor, as a change of length."""
@@ -66,7 +68,33 @@ class Chance:
         return cls(bias=bias, match=match, distance=distance)
 
     def of(self, match: float, distance: float) -> float:
-        return 1.0 / (1.0 + math.exp(-min(max(self.bias + self.match * match + self.distance * distance, -50.0), 50.0)))
+        return sigmoid(self.bias + self.match * match + self.distance * distance)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """Logistic probability, before anything is verified, that a hit is the donor: of bias + distance x damped distance
+    + score x the detector's score of the query's box. Who cuts out a thing cuts out what a detector sees."""
+
+    bias: float
+    distance: float
+    score: float
+    least: float = 0.0
+    """Probability under which a hit behind the first few is not verified."""
+
+    @classmethod
+    def fitted(cls, order: Sequence[float], least: float = 0.0) -> Order:
+        """From the objects' card. Raises ``ValueError`` for other than three numbers."""
+        bias, distance, score = order
+        return cls(bias=bias, distance=distance, score=score, least=least)
+
+    def of(self, hit: ObjectHit, described: Described) -> float:
+        score = float(described.score_O[hit.query_object])
+        return sigmoid(self.bias + self.distance * damped(hit, described.hubness_VO) + self.score * score)
+
+
+def sigmoid(logit: float) -> float:
+    return 1.0 / (1.0 + math.exp(-min(max(logit, -50.0), 50.0)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +109,8 @@ class Donor:
     probability: float
     transform_33: Map33 | None
     mirrored: bool
+    likely: float = 0.0
+    """Probability before it was verified (``Order``)."""
     clone: bool = False
     """The donor is the host itself, at another place."""
     mask: tuple[outline.Window, Picture] | None = None
@@ -107,12 +137,16 @@ def damped(hit: ObjectHit, hubness_VO: Float) -> float:
 
 
 def shortlist(
-    hits: Sequence[ObjectHit], hubness_VO: Float, without: Iterable[int] = (), most: int = VERIFIED_MAX
+    hits: Sequence[ObjectHit],
+    described: Described,
+    order: Order,
+    without: Iterable[int] = (),
+    most: int = VERIFIED_MAX,
 ) -> list[ObjectHit]:
-    """At most ``most`` hits to verify, by damped distance, then image_id; none of the rows ``without``."""
+    """At most ``most`` hits to verify, the likeliest first, then by image_id; none of the rows ``without``."""
     dropped = set(without)
     kept = [hit for hit in hits if hit.row not in dropped]
-    return sorted(kept, key=lambda hit: (damped(hit, hubness_VO), hit.image_id))[:most]
+    return sorted(kept, key=lambda hit: (-order.of(hit, described), hit.image_id))[:most]
 
 
 class Query:
@@ -179,23 +213,28 @@ def verify(
 
 def verified(
     query: Query,
+    described: Described,
     hits: Sequence[ObjectHit],
     pictures: Sequence[Picture],
     *,
     cells_of: CellsOf,
     chance: Chance,
-    hubness_VO: Float,
+    order: Order,
 ) -> list[Donor]:
     """The donors that ``hits`` stand for, most probable first, the best ``OUTLINED_MAX`` of them refined and
     outlined where they are at all likely.
 
-    ``pictures`` are the working copies of the hits' images, in their order; each is asked for once or twice, so they
-    may be decoded when asked. ``hubness_VO`` is of the query's objects, as the hits number them.
+    ``hits`` are in order (``shortlist``); behind the first ``VERIFIED_FIRST`` those without hope are not verified, and
+    are no donors. ``pictures`` are the working copies of the hits' images, in their order; each is asked
+    for twice at most, so they may be decoded when asked.
     """
-    found = [
-        verify(query, hit, pictures[place], cells_of=cells_of, chance=chance, damped=damped(hit, hubness_VO))
-        for place, hit in enumerate(hits)
-    ]
+    before = [order.of(hit, described) for hit in hits]
+    tried = [place for place in range(len(hits)) if place < VERIFIED_FIRST or before[place] >= order.least]
+    found = []
+    for place in tried:
+        off = damped(hits[place], described.hubness_VO)
+        donor = verify(query, hits[place], pictures[place], cells_of=cells_of, chance=chance, damped=off)
+        found.append(replace(donor, likely=before[place]))
     places = {hit.row: place for place, hit in enumerate(hits)}
     best = ranked(found)
     likely = [donor for donor in best[:OUTLINED_MAX] if donor.probability >= OUTLINED_MIN]

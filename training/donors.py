@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from stemma import splice
 from stemma.config import ObjectSettings
 from stemma.finder import Finder
-from stemma.flow import OBJECTS_MAX, ObjectHit
+from stemma.flow import OBJECTS_MAX, Described, ObjectHit
 from stemma.networks import weights as weights_files
 from stemma.vision import benign
 from stemma.vision.geometry import Picture
@@ -39,8 +39,12 @@ from training.data import Photographs
 SEED = 41
 FITTED, MEASURED = 60, 79
 """Splices asked for the fit, and objects of the calibration photographs asked for the figures."""
-STRANGERS = 75
-"""Questions without a donor, for the fit and for the figures each."""
+STRANGERS_FITTED, STRANGERS = 120, 75
+"""Questions without a donor, for the fit and for the figures."""
+LOST_MAX = 0.01
+"""Of the donors that verification finds, so many may be given up for hits that need no verification."""
+LEAST_SHARE = 0.5
+"""Of the least likely of those: others are less likely yet."""
 ITERATIONS = 30
 RIDGE = 1e-3
 
@@ -135,18 +139,41 @@ def said(number: int, count: int, what: str) -> None:
         print(f"{number + 1} of {count} {what}", flush=True)
 
 
-def ask(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked, and what the search for it found, before anything is put in order or verified."""
+
+    host: int
+    donor: int | None
+    rgb_HWC: Picture
+    described: Described
+    hits: tuple[ObjectHit, ...]
+    mask_HW: Picture | None = None
+
+
+def question(
     finder: Finder, shelf: Gallery, rgb_HWC: Picture, *, host: int, donor: int | None, mask_HW: Picture | None = None
-) -> Asked:
-    """Search, damp, verify, rank and outline, as a query is answered."""
-    described = finder.describe(rgb_HWC)
-    if not len(described):
-        return Asked(donor=donor, found=())
-    hits = shelf.search(described.embedding_VOD, finder.card.scale, host, splice.SEARCHED_MAX)
-    listed = splice.shortlist(hits, described.hubness_VO, [host])
-    found = finder.verify_pictures(rgb_HWC, described, listed, Shelved(shelf.photographs, [hit.row for hit in listed]))
-    ious = [mask_iou(one.mask, mask_HW) for one in found if one.hit.row == donor and one.mask and mask_HW is not None]
-    return Asked(donor=donor, found=tuple(replace(one, mask=None) for one in found), mask_iou=ious[0] if ious else None)
+) -> Question:
+    """Described and searched for, as a query is."""
+    described, hits = finder.describe(rgb_HWC), []
+    if len(described):
+        hits = shelf.search(described.embedding_VOD, finder.card.scale, host, splice.SEARCHED_MAX)
+    return Question(host=host, donor=donor, rgb_HWC=rgb_HWC, described=described, hits=tuple(hits), mask_HW=mask_HW)
+
+
+def answers(finder: Finder, shelf: Gallery, questions: Sequence[Question], order: splice.Order) -> list[Asked]:
+    """Put in order, verified, ranked and outlined, as a query is answered."""
+    asked = []
+    for number, one in enumerate(questions):
+        listed = splice.shortlist(one.hits, one.described, order, [one.host])
+        pictures = Shelved(shelf.photographs, [hit.row for hit in listed])
+        found = finder.verify_pictures(one.rgb_HWC, one.described, listed, pictures)
+        right = [each for each in found if each.hit.row == one.donor and each.mask is not None]
+        ious = [mask_iou(each.mask, one.mask_HW) for each in right if each.mask and one.mask_HW is not None]
+        kept = tuple(replace(each, mask=None) for each in found)
+        asked.append(Asked(donor=one.donor, found=kept, mask_iou=ious[0] if ious else None))
+        said(number, len(questions), "questions answered")
+    return asked
 
 
 class Shelved(Sequence[Picture]):
@@ -190,23 +217,23 @@ def composites(
         yield host, donor, rgb_HWC, cv2.resize(made.mask_HW, size, interpolation=cv2.INTER_NEAREST)
 
 
-def ask_splices(finder: Finder, shelf: Gallery, cuts: Sequence[splices.CutOut], hosts: Sequence[str]) -> list[Asked]:
+def ask_splices(finder: Finder, shelf: Gallery, cuts: Sequence[splices.CutOut], hosts: Sequence[str]) -> list[Question]:
     """One splice of each cut-out."""
     asked = []
     for number, (host, donor, rgb_HWC, mask_HW) in enumerate(composites(shelf, cuts, hosts)):
-        asked.append(ask(finder, shelf, rgb_HWC, host=host, donor=donor, mask_HW=mask_HW))
+        asked.append(question(finder, shelf, rgb_HWC, host=host, donor=donor, mask_HW=mask_HW))
         said(number, len(cuts), "splices asked")
     return asked
 
 
-def ask_strangers(finder: Finder, shelf: Gallery, names: Sequence[str]) -> list[Asked]:
+def ask_strangers(finder: Finder, shelf: Gallery, names: Sequence[str]) -> list[Question]:
     """A benign version of each photograph; its own row is left out, as that of a found original is."""
     rows = {name: row for row, name in enumerate(shelf.names)}
     asked = []
     for number, name in enumerate(names):
         picture = shelf.photographs[rows[name]]
         made = views.at_working_size(benign.render(picture, np.random.default_rng([SEED, 9, number])).rgb_HWC)
-        asked.append(ask(finder, shelf, made, host=rows[name], donor=None))
+        asked.append(question(finder, shelf, made, host=rows[name], donor=None))
         said(number, len(names), "questions without a donor asked")
     return asked
 
@@ -223,6 +250,25 @@ def logistic(x_NF: NDArray[np.float64], right_N: NDArray[np.bool_]) -> tuple[flo
     return tuple(round(float(value), 4) for value in weight_F)
 
 
+def order_of(questions: Sequence[Question]) -> tuple[float, ...]:
+    """Weights of ``splice.Order``: what tells the right hit of a search from the others."""
+    every = [(one, hit) for one in questions for hit in one.hits]
+    features_NF = np.array(
+        [
+            [splice.damped(hit, one.described.hubness_VO), float(one.described.score_O[hit.query_object])]
+            for one, hit in every
+        ]
+    )
+    return logistic(features_NF, np.array([hit.row == one.donor for one, hit in every]))
+
+
+def least_of(spliced: Sequence[Asked], chance: splice.Chance) -> float:
+    """Probability under which a hit has no hope: of the donors that verification finds, ``LOST_MAX`` lie below it."""
+    right = [one for asked in spliced for one in asked.found if one.hit.row == asked.donor]
+    likely = [one.likely for one in right if chance.of(one.match, one.damped) >= splice.OUTLINED_MIN]
+    return float(f"{np.quantile(likely, LOST_MAX, method='lower') * LEAST_SHARE:.3g}") if likely else 0.0
+
+
 def fitted(spliced: Sequence[Asked], strangers: Sequence[Asked]) -> tuple[tuple[float, ...], float]:
     """(weights of the probability, threshold): the threshold lies above every question that has no donor."""
     every = [(one, asked.donor) for asked in (*spliced, *strangers) for one in asked.found]
@@ -233,11 +279,18 @@ def fitted(spliced: Sequence[Asked], strangers: Sequence[Asked]) -> tuple[tuple[
     return weights, round(min(max([*best, 0.5]) + 0.01, 0.99), 3)
 
 
-def figures(spliced: Sequence[Asked], strangers: Sequence[Asked], chance: splice.Chance, shown_min: float) -> Any:
-    """R@1, R@10 of all splices, those shown rightly, wrongly, and on questions that have no donor."""
+def figures(
+    spliced: Sequence[Asked], strangers: Sequence[Asked], chance: splice.Chance, shown_min: float, least: float = 0.0
+) -> Any:
+    """R@1, R@10 of all splices, those shown rightly, wrongly, and on questions that have no donor; hits verified of
+    one that has none."""
+
+    def tried(asked: Asked) -> list[splice.Donor]:
+        best = sorted(asked.found, key=lambda one: (-one.likely, one.hit.image_id))
+        return [one for place, one in enumerate(best) if place < splice.VERIFIED_FIRST or one.likely >= least]
 
     def order(asked: Asked) -> list[tuple[float, splice.Donor]]:
-        chances = [(chance.of(one.match, one.damped), one) for one in asked.found]
+        chances = [(chance.of(one.match, one.damped), one) for one in tried(asked)]
         return sorted(chances, key=lambda pair: (-pair[0], pair[1].hit.image_id))
 
     ranked = [(asked, order(asked)) for asked in spliced]
@@ -255,6 +308,7 @@ def figures(spliced: Sequence[Asked], strangers: Sequence[Asked], chance: splice
         "n": len(spliced),
         "false_donors": round(float(np.mean(false)), 3) if false else None,
         "strangers": len(false),
+        "verified": round(float(np.mean([len(tried(asked)) for asked in strangers])), 1) if false else None,
         "mask_iou": round(float(np.mean(known)), 3) if known else None,
     }
 
@@ -263,19 +317,33 @@ def fit_donors(data: Path, out: Path) -> weights_files.ObjectsCard:
     """The card with what was fitted on the 501 photographs and measured on the other 200."""
     finder = finder_of(out)
     shelf, known, listed = gallery(finder, data), splices.annotated(data), split.load()
-    asked = {}
-    for part, names, most in (("fit", listed.train, FITTED), ("measure", listed.calibrate, MEASURED)):
+    asked: dict[str, tuple[list[Question], list[Question]]] = {}
+    for part, names, most, others in (
+        ("fit", listed.train, FITTED, STRANGERS_FITTED),
+        ("measure", listed.calibrate, MEASURED, STRANGERS),
+    ):
         plain = [name for name in names if name not in known]
         cuts = splices.cut_outs(data, set(names))
-        order = np.random.default_rng([SEED, 3]).permutation(len(cuts))[:most]
+        shuffled = np.random.default_rng([SEED, 3]).permutation(len(cuts))[:most]
         asked[part] = (
-            ask_splices(finder, shelf, [cuts[i] for i in order], plain),
-            ask_strangers(finder, shelf, plain[:: max(1, len(plain) // STRANGERS)][:STRANGERS]),
+            ask_splices(finder, shelf, [cuts[i] for i in shuffled], plain),
+            ask_strangers(finder, shelf, plain[:: max(1, len(plain) // others)][:others]),
         )
-    weights, shown_min = fitted(*asked["fit"])
+    card = dataclasses.replace(finder.card, order=order_of([*asked["fit"][0], *asked["fit"][1]]), order_min=0.0)
+    finder.judged_by(card)
+    order = splice.Order.fitted(card.order)
+    fit = [answers(finder, shelf, each, order) for each in asked["fit"]]
+    weights, shown_min = fitted(*fit)
     chance = splice.Chance.fitted(weights)
-    found = {part: figures(*both, chance, shown_min) for part, both in asked.items()}
-    return dataclasses.replace(finder.card, donor=weights, donor_min=shown_min, figures=found)
+    least = least_of(fit[0], chance)
+    card = dataclasses.replace(card, donor=weights, donor_min=shown_min, order_min=least)
+    finder.judged_by(card)
+    measured = [answers(finder, shelf, each, order) for each in asked["measure"]]
+    found = {
+        part: figures(spliced, strangers, chance, shown_min, least)
+        for part, (spliced, strangers) in (("fit", fit), ("measure", measured))
+    }
+    return dataclasses.replace(card, figures=found)
 
 
 def finder_of(out: Path) -> Finder:
@@ -289,6 +357,7 @@ def by_objects(data: Path, out: Path, counts: Sequence[int]) -> dict[int, dict[s
     finder = finder_of(out)
     shelf, known, listed = gallery(finder, data), splices.annotated(data), split.load()
     plain = [name for name in listed.calibrate if name not in known]
+    order = splice.Order.fitted(finder.card.order)
     ranks: dict[int, list[int]] = {count: [] for count in counts}
     kept = {count: shelf.first(count) for count in counts}
     for host, donor, rgb_HWC, _ in composites(shelf, splices.cut_outs(data, set(listed.calibrate))[:MEASURED], plain):
@@ -297,7 +366,7 @@ def by_objects(data: Path, out: Path, counts: Sequence[int]) -> dict[int, dict[s
             rows: list[int] = []
             if len(described):
                 hits = kept[count].search(described.embedding_VOD, finder.card.scale, host, splice.SEARCHED_MAX)
-                rows = [hit.row for hit in splice.shortlist(hits, described.hubness_VO, [host], len(hits))]
+                rows = [hit.row for hit in splice.shortlist(hits, described, order, [host], len(hits))]
             ranks[count].append(rows.index(donor) if donor in rows else len(shelf.names))
     return {
         count: {

@@ -131,9 +131,14 @@ class ObjectsCard(_Trained):
     """Bias, weight of the match and of the damped distance: logistic probability that a verified hit is the donor."""
     donor_min: float = 1.0
     """Probability from which on a donor is shown; 1: not fitted yet, none is."""
+    order: tuple[float, ...] = (0.0, -1.0, 0.0)
+    """Bias, weight of the damped distance and of the detector's score: logistic probability, before anything is
+    verified, that a hit is the donor."""
+    order_min: float = 0.0
+    """That probability under which a hit behind the first few is not verified."""
 
 
-_TUPLES = ("licences", "limits", "calibration", "donor")
+_TUPLES = ("licences", "limits", "calibration", "donor", "order")
 _LAST = ("what", "data", "origin", "command", "seed", "licences", "limits", "figures")
 """In a card's file, behind what the networks are run by."""
 C = TypeVar("C", bound=AnyCard)
