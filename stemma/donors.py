@@ -173,7 +173,7 @@ async def _donors(sought: Sought, finder: Finder, shards: Shards, traced: Traced
     traced.notes += _partial(found)
     hits = [hit for hit in found.hits if isinstance(hit, ObjectHit)]
     most = min(splice.VERIFIED_MAX, VERIFIED_PER_OBJECT * len(described))
-    hits = splice.shortlist(hits, described, splice.Order.fitted(card.order), sought.excluded, most)
+    hits = splice.shortlist(hits, described.hubness_VO, sought.excluded, most)
     if not hits:
         return
     with stages.stage("donor_verify"):

@@ -81,9 +81,8 @@ class Finder:
         return self._encoder.card
 
     def judged_by(self, card: ObjectsCard) -> None:
-        """Take the order of hits and the probability of a donor from this card."""
-        self._chance = splice.Chance.fitted(card.donor)
-        self._order = splice.Order.fitted(card.order, card.order_min)
+        """Take from this card what is verified and how probable a donor is."""
+        self._chance, self._damped_max = splice.Chance.fitted(card.donor), card.damped_max
 
     def objects(self, rgb_HWC: Picture) -> Objects:
         """What a stored picture is found by: its objects, best first, and the whole of it."""
@@ -100,19 +99,14 @@ class Finder:
         and with it the donor was among 20 in .77 of 79 splices where with the object's box alone it was in .86.
         """
         if box_O4 is None:
-            box_O4, score_O = regions(rgb_HWC, self._detector, splice.QUERY_BOXES_MAX)
-        else:
-            box_O4 = np.asarray(box_O4, np.float32).reshape(-1, 4)
-            score_O = np.ones(len(box_O4), np.float32)
-        box_O4 = _within(box_O4, rgb_HWC)
-        kept_O = large(box_O4)
-        box_O4, score_O = (each[kept_O][: splice.QUERY_BOXES_MAX] for each in (box_O4, score_O))
+            box_O4, _ = regions(rgb_HWC, self._detector, splice.QUERY_BOXES_MAX)
+        box_O4 = _within(np.asarray(box_O4, np.float32).reshape(-1, 4), rgb_HWC)
+        box_O4 = box_O4[large(box_O4)][: splice.QUERY_BOXES_MAX]
         embedding_VOD = self._encoder.views(rgb_HWC, box_O4)
         return Described(
             box_O4=box_O4,
             embedding_VOD=embedding_VOD,
             hubness_VO=splice.hubness(embedding_VOD, self._encoder.background_ND, self.card.scale),
-            score_O=score_O,
         )
 
     def verify(
@@ -128,12 +122,12 @@ class Finder:
         """As ``verify``, of working copies that are decoded."""
         return splice.verified(
             splice.Query(rgb_HWC, described.box_O4, self._encoder.cells),
-            described,
             hits,
             pictures,
             cells_of=self._encoder.cells,
             chance=self._chance,
-            order=self._order,
+            hubness_VO=described.hubness_VO,
+            damped_max=self._damped_max,
         )
 
     def clones(self, rgb_HWC: Picture, box_O4: Float, host: bytes, transform_33: Map33) -> list[clones.Clone]:

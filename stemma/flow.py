@@ -85,8 +85,6 @@ class Described:
     """[2, O, 256]; object o of view 1 is object o mirrored."""
     hubness_VO: Float
     """[2, O]: see ``splice.hubness``."""
-    score_O: Float
-    """The detector's, 0 of the grid; 1 of boxes that were given: something is known to be there."""
 
     def __len__(self) -> int:
         return len(self.box_O4)

@@ -13,6 +13,7 @@ donor's working copy, a flip included.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stemma import outline
-from stemma.flow import Described, Hit, ObjectHit
+from stemma.flow import Hit, ObjectHit
 from stemma.networks import matching
 from stemma.networks.objects import crop_box, large
 from stemma.vision import geometry
@@ -39,7 +40,7 @@ QUERY_BOXES_MAX = 16
 VERIFIED_MAX = 20
 """Hits that are verified; each costs the cells of one crop (15 ms) and 0.5 ms of matching."""
 VERIFIED_FIRST = 8
-"""Hits that are verified in any case; the others while they may yet be the donor (``Order.least``)."""
+"""Hits that are verified in any case; the others while they are as near as donors are (``damped_max``)."""
 BACKGROUND_NEIGHBOURS = 10
 SCALE_MIN, SCALE_MAX = 0.25, 4.0
 """Of a believable map from an object to its donor, as a change of length."""
@@ -68,33 +69,7 @@ class Chance:
         return cls(bias=bias, match=match, distance=distance)
 
     def of(self, match: float, distance: float) -> float:
-        return sigmoid(self.bias + self.match * match + self.distance * distance)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """Logistic probability, before anything is verified, that a hit is the donor: of bias + distance x damped distance
-    + score x the detector's score of the query's box. Who cuts out a thing cuts out what a detector sees."""
-
-    bias: float
-    distance: float
-    score: float
-    least: float = 0.0
-    """Probability under which a hit behind the first few is not verified."""
-
-    @classmethod
-    def fitted(cls, order: Sequence[float], least: float = 0.0) -> Order:
-        """From the objects' card. Raises ``ValueError`` for other than three numbers."""
-        bias, distance, score = order
-        return cls(bias=bias, distance=distance, score=score, least=least)
-
-    def of(self, hit: ObjectHit, described: Described) -> float:
-        score = float(described.score_O[hit.query_object])
-        return sigmoid(self.bias + self.distance * damped(hit, described.hubness_VO) + self.score * score)
-
-
-def sigmoid(logit: float) -> float:
-    return 1.0 / (1.0 + math.exp(-min(max(logit, -50.0), 50.0)))
+        return 1.0 / (1.0 + math.exp(-min(max(self.bias + self.match * match + self.distance * distance, -50.0), 50.0)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +84,6 @@ class Donor:
     probability: float
     transform_33: Map33 | None
     mirrored: bool
-    likely: float = 0.0
-    """Probability before it was verified (``Order``)."""
     clone: bool = False
     """The donor is the host itself, at another place."""
     mask: tuple[outline.Window, Picture] | None = None
@@ -137,16 +110,19 @@ def damped(hit: ObjectHit, hubness_VO: Float) -> float:
 
 
 def shortlist(
-    hits: Sequence[ObjectHit],
-    described: Described,
-    order: Order,
-    without: Iterable[int] = (),
-    most: int = VERIFIED_MAX,
+    hits: Sequence[ObjectHit], hubness_VO: Float, without: Iterable[int] = (), most: int = VERIFIED_MAX
 ) -> list[ObjectHit]:
-    """At most ``most`` hits to verify, the likeliest first, then by image_id; none of the rows ``without``."""
-    dropped = set(without)
-    kept = [hit for hit in hits if hit.row not in dropped]
-    return sorted(kept, key=lambda hit: (-order.of(hit, described), hit.image_id))[:most]
+    """At most ``most`` hits to verify, none of the rows ``without``: the best hit of every query object, then their
+    second best ones, and so on, each round by damped distance, then image_id.
+
+    All in one row, the hits of one thing that is to be seen everywhere would crowd out the others'.
+    """
+    dropped, taken, rounds = set(without), Counter[int](), []
+    kept = [(damped(hit, hubness_VO), hit.image_id, hit) for hit in hits if hit.row not in dropped]
+    for off, image_id, hit in sorted(kept, key=lambda one: one[:2]):
+        rounds.append((taken[hit.query_object], off, image_id, hit))
+        taken[hit.query_object] += 1
+    return [one[3] for one in sorted(rounds, key=lambda one: one[:3])[:most]]
 
 
 class Query:
@@ -213,28 +189,26 @@ def verify(
 
 def verified(
     query: Query,
-    described: Described,
     hits: Sequence[ObjectHit],
     pictures: Sequence[Picture],
     *,
     cells_of: CellsOf,
     chance: Chance,
-    order: Order,
+    hubness_VO: Float,
+    damped_max: float = math.inf,
 ) -> list[Donor]:
     """The donors that ``hits`` stand for, most probable first, the best ``OUTLINED_MAX`` of them refined and
     outlined where they are at all likely.
 
-    ``hits`` are in order (``shortlist``); behind the first ``VERIFIED_FIRST`` those without hope are not verified, and
-    are no donors. ``pictures`` are the working copies of the hits' images, in their order; each is asked
-    for twice at most, so they may be decoded when asked.
+    ``hits`` are in order (``shortlist``); behind the first ``VERIFIED_FIRST`` those farther than ``damped_max`` are no
+    donors, unverified. ``pictures`` are the working copies of the hits' images, in their order; each is asked for twice
+    at most, so they may be decoded when asked. ``hubness_VO`` is of the query's objects, as the hits number them.
     """
-    before = [order.of(hit, described) for hit in hits]
-    tried = [place for place in range(len(hits)) if place < VERIFIED_FIRST or before[place] >= order.least]
     found = []
-    for place in tried:
-        off = damped(hits[place], described.hubness_VO)
-        donor = verify(query, hits[place], pictures[place], cells_of=cells_of, chance=chance, damped=off)
-        found.append(replace(donor, likely=before[place]))
+    for place, hit in enumerate(hits):
+        off = damped(hit, hubness_VO)
+        if place < VERIFIED_FIRST or off <= damped_max:
+            found.append(verify(query, hit, pictures[place], cells_of=cells_of, chance=chance, damped=off))
     places = {hit.row: place for place, hit in enumerate(hits)}
     best = ranked(found)
     likely = [donor for donor in best[:OUTLINED_MAX] if donor.probability >= OUTLINED_MIN]

@@ -31,6 +31,7 @@ from stemma.config import ObjectSettings
 from stemma.finder import Finder
 from stemma.flow import OBJECTS_MAX, Described, ObjectHit
 from stemma.networks import weights as weights_files
+from stemma.networks.weights import DISTANCE_MAX
 from stemma.vision import benign
 from stemma.vision.geometry import Picture
 from training import splices, split, views
@@ -43,8 +44,8 @@ STRANGERS_FITTED, STRANGERS = 120, 75
 """Questions without a donor, for the fit and for the figures."""
 LOST_MAX = 0.01
 """Of the donors that verification finds, so many may be given up for hits that need no verification."""
-LEAST_SHARE = 0.5
-"""Of the least likely of those: others are less likely yet."""
+SLACK = 0.02
+"""Beyond the farthest of those: others are farther yet."""
 ITERATIONS = 30
 RIDGE = 1e-3
 
@@ -161,11 +162,11 @@ def question(
     return Question(host=host, donor=donor, rgb_HWC=rgb_HWC, described=described, hits=tuple(hits), mask_HW=mask_HW)
 
 
-def answers(finder: Finder, shelf: Gallery, questions: Sequence[Question], order: splice.Order) -> list[Asked]:
+def answers(finder: Finder, shelf: Gallery, questions: Sequence[Question]) -> list[Asked]:
     """Put in order, verified, ranked and outlined, as a query is answered."""
     asked = []
     for number, one in enumerate(questions):
-        listed = splice.shortlist(one.hits, one.described, order, [one.host])
+        listed = splice.shortlist(one.hits, one.described.hubness_VO, [one.host])
         pictures = Shelved(shelf.photographs, [hit.row for hit in listed])
         found = finder.verify_pictures(one.rgb_HWC, one.described, listed, pictures)
         right = [each for each in found if each.hit.row == one.donor and each.mask is not None]
@@ -250,23 +251,11 @@ def logistic(x_NF: NDArray[np.float64], right_N: NDArray[np.bool_]) -> tuple[flo
     return tuple(round(float(value), 4) for value in weight_F)
 
 
-def order_of(questions: Sequence[Question]) -> tuple[float, ...]:
-    """Weights of ``splice.Order``: what tells the right hit of a search from the others."""
-    every = [(one, hit) for one in questions for hit in one.hits]
-    features_NF = np.array(
-        [
-            [splice.damped(hit, one.described.hubness_VO), float(one.described.score_O[hit.query_object])]
-            for one, hit in every
-        ]
-    )
-    return logistic(features_NF, np.array([hit.row == one.donor for one, hit in every]))
-
-
-def least_of(spliced: Sequence[Asked], chance: splice.Chance) -> float:
-    """Probability under which a hit has no hope: of the donors that verification finds, ``LOST_MAX`` lie below it."""
+def damped_max_of(spliced: Sequence[Asked], chance: splice.Chance) -> float:
+    """Damped distance above which a hit has no hope: of the donors that verification finds ``LOST_MAX`` lie above."""
     right = [one for asked in spliced for one in asked.found if one.hit.row == asked.donor]
-    likely = [one.likely for one in right if chance.of(one.match, one.damped) >= splice.OUTLINED_MIN]
-    return float(f"{np.quantile(likely, LOST_MAX, method='lower') * LEAST_SHARE:.3g}") if likely else 0.0
+    found = [one.damped for one in right if chance.of(one.match, one.damped) >= splice.OUTLINED_MIN]
+    return round(float(np.quantile(found, 1 - LOST_MAX, method="higher")) + SLACK, 3) if found else DISTANCE_MAX
 
 
 def fitted(spliced: Sequence[Asked], strangers: Sequence[Asked]) -> tuple[tuple[float, ...], float]:
@@ -279,18 +268,12 @@ def fitted(spliced: Sequence[Asked], strangers: Sequence[Asked]) -> tuple[tuple[
     return weights, round(min(max([*best, 0.5]) + 0.01, 0.99), 3)
 
 
-def figures(
-    spliced: Sequence[Asked], strangers: Sequence[Asked], chance: splice.Chance, shown_min: float, least: float = 0.0
-) -> Any:
+def figures(spliced: Sequence[Asked], strangers: Sequence[Asked], chance: splice.Chance, shown_min: float) -> Any:
     """R@1, R@10 of all splices, those shown rightly, wrongly, and on questions that have no donor; hits verified of
     one that has none."""
 
-    def tried(asked: Asked) -> list[splice.Donor]:
-        best = sorted(asked.found, key=lambda one: (-one.likely, one.hit.image_id))
-        return [one for place, one in enumerate(best) if place < splice.VERIFIED_FIRST or one.likely >= least]
-
     def order(asked: Asked) -> list[tuple[float, splice.Donor]]:
-        chances = [(chance.of(one.match, one.damped), one) for one in tried(asked)]
+        chances = [(chance.of(one.match, one.damped), one) for one in asked.found]
         return sorted(chances, key=lambda pair: (-pair[0], pair[1].hit.image_id))
 
     ranked = [(asked, order(asked)) for asked in spliced]
@@ -308,7 +291,7 @@ def figures(
         "n": len(spliced),
         "false_donors": round(float(np.mean(false)), 3) if false else None,
         "strangers": len(false),
-        "verified": round(float(np.mean([len(tried(asked)) for asked in strangers])), 1) if false else None,
+        "verified": round(float(np.mean([len(asked.found) for asked in strangers])), 1) if false else None,
         "mask_iou": round(float(np.mean(known)), 3) if known else None,
     }
 
@@ -318,29 +301,27 @@ def fit_donors(data: Path, out: Path) -> weights_files.ObjectsCard:
     finder = finder_of(out)
     shelf, known, listed = gallery(finder, data), splices.annotated(data), split.load()
     asked: dict[str, tuple[list[Question], list[Question]]] = {}
-    for part, names, most, others in (
+    for part, names, count, others in (
         ("fit", listed.train, FITTED, STRANGERS_FITTED),
         ("measure", listed.calibrate, MEASURED, STRANGERS),
     ):
         plain = [name for name in names if name not in known]
         cuts = splices.cut_outs(data, set(names))
-        shuffled = np.random.default_rng([SEED, 3]).permutation(len(cuts))[:most]
+        shuffled = np.random.default_rng([SEED, 3]).permutation(len(cuts))[:count]
         asked[part] = (
             ask_splices(finder, shelf, [cuts[i] for i in shuffled], plain),
             ask_strangers(finder, shelf, plain[:: max(1, len(plain) // others)][:others]),
         )
-    card = dataclasses.replace(finder.card, order=order_of([*asked["fit"][0], *asked["fit"][1]]), order_min=0.0)
-    finder.judged_by(card)
-    order = splice.Order.fitted(card.order)
-    fit = [answers(finder, shelf, each, order) for each in asked["fit"]]
+    finder.judged_by(dataclasses.replace(finder.card, damped_max=DISTANCE_MAX))
+    fit = [answers(finder, shelf, each) for each in asked["fit"]]
     weights, shown_min = fitted(*fit)
     chance = splice.Chance.fitted(weights)
-    least = least_of(fit[0], chance)
-    card = dataclasses.replace(card, donor=weights, donor_min=shown_min, order_min=least)
+    most = damped_max_of(fit[0], chance)
+    card = dataclasses.replace(finder.card, donor=weights, donor_min=shown_min, damped_max=most)
     finder.judged_by(card)
-    measured = [answers(finder, shelf, each, order) for each in asked["measure"]]
+    measured = [answers(finder, shelf, each) for each in asked["measure"]]
     found = {
-        part: figures(spliced, strangers, chance, shown_min, least)
+        part: figures(spliced, strangers, chance, shown_min)
         for part, (spliced, strangers) in (("fit", fit), ("measure", measured))
     }
     return dataclasses.replace(card, figures=found)
@@ -357,7 +338,6 @@ def by_objects(data: Path, out: Path, counts: Sequence[int]) -> dict[int, dict[s
     finder = finder_of(out)
     shelf, known, listed = gallery(finder, data), splices.annotated(data), split.load()
     plain = [name for name in listed.calibrate if name not in known]
-    order = splice.Order.fitted(finder.card.order)
     ranks: dict[int, list[int]] = {count: [] for count in counts}
     kept = {count: shelf.first(count) for count in counts}
     for host, donor, rgb_HWC, _ in composites(shelf, splices.cut_outs(data, set(listed.calibrate))[:MEASURED], plain):
@@ -366,7 +346,7 @@ def by_objects(data: Path, out: Path, counts: Sequence[int]) -> dict[int, dict[s
             rows: list[int] = []
             if len(described):
                 hits = kept[count].search(described.embedding_VOD, finder.card.scale, host, splice.SEARCHED_MAX)
-                rows = [hit.row for hit in splice.shortlist(hits, described, order, [host], len(hits))]
+                rows = [hit.row for hit in splice.shortlist(hits, described.hubness_VO, [host], len(hits))]
             ranks[count].append(rows.index(donor) if donor in rows else len(shelf.names))
     return {
         count: {

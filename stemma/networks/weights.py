@@ -119,6 +119,10 @@ class DetectorCard(_Trained):
     """The detector's."""
 
 
+DISTANCE_MAX = 4.0
+"""Between unit vectors, squared."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectsCard(_Trained):
     """Of the embedding of objects: projections on features of the encoder's trunk."""
@@ -131,14 +135,11 @@ class ObjectsCard(_Trained):
     """Bias, weight of the match and of the damped distance: logistic probability that a verified hit is the donor."""
     donor_min: float = 1.0
     """Probability from which on a donor is shown; 1: not fitted yet, none is."""
-    order: tuple[float, ...] = (0.0, -1.0, 0.0)
-    """Bias, weight of the damped distance and of the detector's score: logistic probability, before anything is
-    verified, that a hit is the donor."""
-    order_min: float = 0.0
-    """That probability under which a hit behind the first few is not verified."""
+    damped_max: float = DISTANCE_MAX
+    """Damped distance above which a hit behind the first few is not verified."""
 
 
-_TUPLES = ("licences", "limits", "calibration", "donor", "order")
+_TUPLES = ("licences", "limits", "calibration", "donor")
 _LAST = ("what", "data", "origin", "command", "seed", "licences", "limits", "figures")
 """In a card's file, behind what the networks are run by."""
 C = TypeVar("C", bound=AnyCard)

@@ -120,7 +120,6 @@ class House:
             box_O4=some_O4,
             embedding_VOD=np.ones((2, len(some_O4), OBJECT_DIM), np.int8),
             hubness_VO=np.ones((2, len(some_O4)), np.float32),
-            score_O=np.ones(len(some_O4), np.float32),
         )
 
     async def verify(self, pixels: Pixels, described: Described, hits: Any, copies: Sequence[bytes]) -> list[Donor]:

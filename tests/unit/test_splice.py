@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stemma import splice
-from stemma.flow import CELL_COUNT, CELL_DIM, OBJECT_DIM, Described, Hit, ObjectHit
+from stemma.flow import CELL_COUNT, CELL_DIM, OBJECT_DIM, Hit, ObjectHit
 from stemma.networks.objects import crop_box
 from stemma.vision import geometry
 
 CHANCE = splice.Chance(bias=-6.0, match=0.35, distance=-1.0)
-ORDER = splice.Order(bias=0.0, distance=-1.0, score=0.0)
 SIZE = (320, 240)
 
 
@@ -33,16 +32,6 @@ def hit(row: int, distance: float = 1.0, *, mirrored: bool = False, query_object
         query_object=query_object,
         donor_object=0,
         donor_box=(0.25, 0.25, 0.75, 0.75),
-    )
-
-
-def described(hubness_VO: NDArray[np.float32], score_O: Sequence[float] | None = None) -> Described:
-    count = hubness_VO.shape[1]
-    return Described(
-        box_O4=np.zeros((count, 4), np.float32),
-        embedding_VOD=np.zeros((2, count, OBJECT_DIM), np.int8),
-        hubness_VO=hubness_VO,
-        score_O=np.array([0.5] * count if score_O is None else score_O, np.float32),
     )
 
 
@@ -80,22 +69,29 @@ def test_the_host_and_its_duplicates_are_no_donors() -> None:
     found.append(Hit(row=9, image_id="9", distance=0.1, refined_distance=0.1))
     assert splice.excluded(found, 10.0) == (4,)
     assert splice.excluded(found, 8.0) == (2, 4)
-    kept = splice.shortlist([hit(4), hit(5), hit(2)], described(np.zeros((2, 1), np.float32)), ORDER, (2, 4))
+    kept = splice.shortlist([hit(4), hit(5), hit(2)], np.zeros((2, 1), np.float32), (2, 4))
     assert [one.row for one in kept] == [5]
 
 
-BLANK = np.zeros((CELL_COUNT, CELL_DIM), np.int8)
+ROWS = st.tuples(st.integers(0, 2), st.floats(0, 4), st.booleans())
 
 
-@given(st.lists(st.tuples(st.integers(0, 50), st.floats(0, 4), st.booleans()), max_size=40), st.integers(0, 25))
-def test_the_shortlist_is_the_likeliest_in_order(rows: list[tuple[int, float, bool]], most: int) -> None:
-    hubness = np.array([[0.5], [1.5]], np.float32)
-    hits = [hit(row, distance, mirrored=mirrored) for row, distance, mirrored in rows]
-    asked, order = described(hubness), splice.Order(bias=0.5, distance=-3.0, score=1.0)
-    kept = splice.shortlist(hits, asked, order, most=most)
-    keys = [(-order.of(one, asked), one.image_id) for one in kept]
-    every = sorted((-order.of(one, asked), one.image_id) for one in hits)
-    assert keys == every[:most]
+@given(st.lists(ROWS, max_size=40), st.integers(0, 25))
+def test_the_shortlist_goes_round_the_objects(rows: list[tuple[int, float, bool]], most: int) -> None:
+    """The best hits of each object in turn: a hit is listed when its object has had no more than others could."""
+    hubness = np.array([[0.5, 1.0, 0.2], [1.5, 0.1, 0.2]], np.float32)
+    hits = [
+        hit(row, distance, mirrored=mirrored, query_object=number)
+        for row, (number, distance, mirrored) in enumerate(rows)
+    ]
+    left = sorted(hits, key=lambda one: (splice.damped(one, hubness), one.image_id))
+    slow: list[ObjectHit] = []
+    while left:
+        first = [next(one for one in left if one.query_object == number) for number in {h.query_object for h in left}]
+        first.sort(key=lambda one: (splice.damped(one, hubness), one.image_id))
+        slow += first
+        left = [one for one in left if one not in first]
+    assert splice.shortlist(hits[::-1], hubness, most=most) == slow[:most]
 
 
 def test_hubness_is_the_mean_distance_of_the_nearest_ten() -> None:
@@ -111,36 +107,25 @@ def test_hubness_is_the_mean_distance_of_the_nearest_ten() -> None:
 
 def test_a_thing_like_everything_is_damped_below_a_rare_one() -> None:
     common, rare = hit(1, 0.5, query_object=0), hit(2, 0.8, query_object=1)
-    kept = splice.shortlist([common, rare], described(np.array([[0.5, 1.4]], np.float32)), ORDER)
+    kept = splice.shortlist([common, rare], np.array([[0.5, 1.4]], np.float32))
     assert [one.row for one in kept] == [2, 1]
 
 
-def test_what_the_detector_is_sure_of_comes_before_what_it_is_not() -> None:
-    asked = described(np.zeros((2, 2), np.float32), [0.1, 0.9])
-    pair = [hit(1, query_object=0), hit(2, query_object=1)]
-    assert [one.row for one in splice.shortlist(pair, asked, splice.Order(bias=0, distance=-1, score=1))] == [2, 1]
-    assert [one.row for one in splice.shortlist(pair, asked, ORDER)] == [1, 2]
-    with pytest.raises(ValueError, match="unpack"):
-        splice.Order.fitted((1.0, 2.0))
-
-
-def test_hits_without_hope_are_left_behind_the_first() -> None:
+@pytest.mark.parametrize(("most", "left"), [(-1.0, 8), (1.25, 13), (9.0, 20)])
+def test_hits_without_hope_are_left_behind_the_first(most: float, left: int) -> None:
     """The others' pictures are not even asked for."""
-    asked, hits = described(np.zeros((2, 1), np.float32)), [hit(row, row / 10) for row in range(20)]
-    query = splice.Query(np.zeros((240, 320, 3), np.uint8), np.array([[30.0, 40.0, 130.0, 120.0]]), lambda *_: BLANK)
-
-    def rows(least: float) -> list[int]:
-        order = splice.Order(bias=0.0, distance=-1.0, score=0.0, least=least)
-        needed = [place for place, one in enumerate(hits) if place < 8 or order.of(one, asked) >= least]
-        pictures = [texture(3, 60, 60)] * (needed[-1] + 1)
-        found = splice.verified(query, asked, hits, pictures, cells_of=lambda *_: BLANK, chance=CHANCE, order=order)
-        assert all(one.likely == order.of(one.hit, asked) for one in found)
-        assert sorted(one.hit.row for one in found) == needed
-        return needed
-
-    assert len(rows(1.0)) == splice.VERIFIED_FIRST
-    assert len(rows(0.0)) == 20
-    assert len(rows(splice.sigmoid(-1.25))) == 13
+    hits, blank = [hit(row, row / 10) for row in range(20)], np.zeros_like(cell_codes(1))
+    query = splice.Query(np.zeros((240, 320, 3), np.uint8), np.array([[30.0, 40.0, 130.0, 120.0]]), lambda *_: blank)
+    found = splice.verified(
+        query,
+        hits,
+        [texture(3, 60, 60)] * left,
+        cells_of=lambda *_: blank,
+        chance=CHANCE,
+        hubness_VO=np.zeros((2, 1), np.float32),
+        damped_max=most,
+    )
+    assert sorted(one.hit.row for one in found) == list(range(left))
 
 
 def test_chance_rises_with_the_match_and_falls_with_distance() -> None:
@@ -231,8 +216,9 @@ def test_verified_donors_are_ranked_and_the_best_outlined(mirrored: bool) -> Non
     pictures = [texture(seed, *SIZE) for seed in (11, 12, 13, 14)] + [donor_HWC]
     hits = [dataclasses.replace(hit(row, mirrored=mirrored), donor_box=box) for row in range(len(pictures))]
     query = splice.Query(query_HWC, np.array([[left, 75.0, right, 165.0]]), patch_cells)
-    asked = described(np.ones((2, 1), np.float32))
-    found = splice.verified(query, asked, hits, pictures, cells_of=patch_cells, chance=CHANCE, order=ORDER)
+    found = splice.verified(
+        query, hits, pictures, cells_of=patch_cells, chance=CHANCE, hubness_VO=np.ones((2, 1), np.float32)
+    )
     assert found[0].hit.row == 4 and sorted(one.hit.row for one in found) == [0, 1, 2, 3, 4]
     assert [one.probability for one in found] == sorted((one.probability for one in found), reverse=True)
     likely = [one.probability >= splice.OUTLINED_MIN for one in found[: splice.OUTLINED_MAX]]
@@ -256,8 +242,8 @@ def test_a_mask_reaches_where_either_box_does() -> None:
 
 def test_nothing_is_verified_of_no_hits() -> None:
     query = splice.Query(np.zeros((240, 320, 3), np.uint8), np.zeros((0, 4)), patch_cells)
-    nothing = described(np.zeros((2, 0), np.float32))
-    assert splice.verified(query, nothing, [], [], cells_of=patch_cells, chance=CHANCE, order=ORDER) == []
+    hubness_VO = np.zeros((2, 0), np.float32)
+    assert splice.verified(query, [], [], cells_of=patch_cells, chance=CHANCE, hubness_VO=hubness_VO) == []
 
 
 PLACES = st.tuples(*[st.floats(0, 200)] * 2, *[st.floats(8, 300)] * 2)

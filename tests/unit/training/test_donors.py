@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stemma import splice
-from stemma.flow import Described, ObjectHit
+from stemma.flow import ObjectHit
 from training import donors, objects, splices
 from training.data import Photographs
 
@@ -41,7 +40,7 @@ def test_logistic_weights_come_back() -> None:
     assert np.allclose(donors.logistic(x, right), true, atol=0.1)
 
 
-def found(row: int, match: float, damped: float = -0.3, likely: float = 0.0) -> splice.Donor:
+def found(row: int, match: float, damped: float = -0.3) -> splice.Donor:
     hit = ObjectHit(
         row=row,
         image_id=str(row),
@@ -61,7 +60,6 @@ def found(row: int, match: float, damped: float = -0.3, likely: float = 0.0) -> 
         probability=0,
         transform_33=None,
         mirrored=False,
-        likely=likely,
     )
 
 
@@ -80,41 +78,13 @@ def test_no_question_without_a_donor_is_shown_one() -> None:
     assert said["shown_right"] > 0.8 and said["shown_wrong"] < 0.05
 
 
-def test_the_order_learns_that_the_right_hit_is_near_and_of_a_thing() -> None:
-    rng = np.random.default_rng(6)
-    questions = []
-    for _ in range(50):
-        score_O = rng.random(8).astype(np.float32)
-        hits = [
-            dataclasses.replace(found(row, 0).hit, refined_distance=float(rng.normal(0.9, 0.1)), query_object=row)
-            for row in range(8)
-        ]
-        right = max(hits, key=lambda hit: float(score_O[hit.query_object]) - 3 * hit.refined_distance)
-        described = Described(
-            box_O4=np.zeros((8, 4), np.float32),
-            embedding_VOD=np.zeros((2, 8, 256), np.int8),
-            hubness_VO=np.ones((2, 8), np.float32),
-            score_O=score_O,
-        )
-        picture = np.zeros((9, 9, 3), np.uint8)
-        questions.append(
-            donors.Question(host=9, donor=right.row, rgb_HWC=picture, described=described, hits=tuple(hits))
-        )
-    order = splice.Order.fitted(donors.order_of(questions))
-    assert order.distance < 0 < order.score
-    first = [splice.shortlist(one.hits, one.described, order)[0].row == one.donor for one in questions]
-    assert np.mean(first) > 0.8
-
-
 def test_no_donor_that_was_found_is_without_hope() -> None:
     rng = np.random.default_rng(7)
     chance = splice.Chance(bias=-6.0, match=0.35, distance=-1.0)
-    sure = [donors.Asked(donor=0, found=(found(0, 40, likely=rng.uniform(0.02, 1)), found(1, 5))) for _ in range(50)]
-    least = donors.least_of([*sure, donors.Asked(donor=0, found=(found(0, 0, likely=1e-6),))], chance)
-    assert 0 < least < min(asked.found[0].likely for asked in sure)
-    assert donors.least_of([], chance) == 0
-    said = donors.figures(sure, sure, chance, 0.5, least)
-    assert said["R@1"] == 1
+    sure = [donors.Asked(donor=0, found=(found(0, 40, rng.uniform(-0.6, 0.1)), found(1, 5))) for _ in range(50)]
+    most = donors.damped_max_of([*sure, donors.Asked(donor=0, found=(found(0, 0, 0.9),))], chance)
+    assert max(asked.found[0].damped for asked in sure) < most < 0.2
+    assert donors.damped_max_of([], chance) == 4
 
 
 def test_search_is_the_smallest_distance_over_pairs(tmp_path: Path) -> None:
