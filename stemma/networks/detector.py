@@ -173,7 +173,7 @@ class Detector:
         if torch.get_num_threads() != 1:
             torch.set_num_threads(1)
         with torch.inference_mode():
-            image_3HW = torch.from_numpy(np.ascontiguousarray(rgb_HWC)).to(self._device).permute(2, 0, 1).float()
+            image_3HW = torch.tensor(np.ascontiguousarray(rgb_HWC)).to(self._device).permute(2, 0, 1).float()
             found: dict[str, Any] = self._network([image_3HW / self._divisor])[0]
         return found["boxes"][:most].cpu().numpy(), found["scores"][:most].cpu().numpy()
 
