@@ -48,7 +48,7 @@ def test_the_shipped_weights_are_what_their_card_says(tmp_path: Path, monkeypatc
 
 def test_the_shipped_card_says_where_it_comes_from() -> None:
     card = weights.card()
-    assert card.what and card.data and card.limits and "training.fit" in card.command
+    assert card.what and card.data and card.limits and "stemma train encoder" in card.command
     assert any("Apache-2.0" in line for line in card.licences) and any("CC BY-SA" in line for line in card.licences)
     for kind in ("benign", "manip", "both"):
         found = card.figures[kind]["found"]
