@@ -196,7 +196,7 @@ def validation_data(folder: Path, settings: StudentTraining, seed: int) -> list[
 @torch.inference_mode()
 def validate(network: Student, fixed: Frozen, batches: Sequence[Tensor]) -> dict[str, float]:
     """``mse`` of eq. 6, and as ``score`` the share of the teacher's variance about its own mean, channel by channel,
-    that the student explains: 0 for the mean of each channel, 1 for the teacher itself."""
+    that the student explains: 1 for the teacher itself, 0 for the mean of each channel, less for worse."""
     network.eval()
     device = next(network.parameters()).device
     error = total = count = 0.0
@@ -209,4 +209,4 @@ def validate(network: Student, fixed: Frozen, batches: Sequence[Tensor]) -> dict
         sum_C += true_BCHW.sum((0, 2, 3)).cpu()
         square_C += true_BCHW.square().sum((0, 2, 3)).cpu()
     spread = float((square_C - sum_C.square() / count).sum())
-    return {"mse": error / total, "score": max(0.0, 1 - error / max(spread, VARIANCE_MIN))}
+    return {"mse": error / total, "score": 1 - error / max(spread, VARIANCE_MIN)}
