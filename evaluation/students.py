@@ -13,7 +13,7 @@ Shape letters: O boxes of a picture; N objects; C features; D embedding (256); Q
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ from training.student import StudentTraining
 
 Boxes = NDArray[np.float32]
 Rows = NDArray[np.float32]
-Pictures = list[tuple[int, Picture, Boxes]]
-"""Numbered pictures with boxes."""
+Pictures = Iterable[tuple[int, Picture, Boxes]]
+"""Numbered pictures with boxes; decoded as they are asked for."""
 
 POOLINGS = ("crops", "one_pass")
 TEACHER = "teacher"
@@ -149,13 +149,11 @@ def to_fit(data: Path) -> Pictures:
     names, cuts = split.load().train, boxes_of(splices.cut_outs(data, split.load().train))
     ordered = sorted(names, key=lambda name: (name not in cuts, name))[:FITTED_PHOTOGRAPHS]
     photographs = Photographs(data / "photos" / "train", ordered)
-    made = []
     for number, name in enumerate(ordered):
         picture = photographs[number]
         drawn_O4 = grid(picture.shape[1], picture.shape[0])
         chosen = np.random.default_rng([SEED, 0, number]).choice(len(drawn_O4), FITTED_REGIONS, replace=False)
-        made.append((number, picture, np.concatenate([cuts.get(name, drawn_O4[:0]), drawn_O4[chosen]])))
-    return made
+        yield number, picture, np.concatenate([cuts.get(name, drawn_O4[:0]), drawn_O4[chosen]])
 
 
 def boxes_of(cuts: Sequence[CutOut]) -> dict[str, Boxes]:
@@ -169,12 +167,10 @@ def boxes_of(cuts: Sequence[CutOut]) -> dict[str, Boxes]:
 def database(photographs: Photographs, names: Sequence[str], cuts: Sequence[CutOut], finder: Detector) -> Pictures:
     """Each photograph with its true boxes and the detector's regions."""
     true = boxes_of(cuts)
-    made = []
     for number, name in enumerate(names):
         picture = photographs[number]
         found_O4, _ = regions(picture, finder, REGIONS)
-        made.append((number, picture, np.concatenate([true.get(name, found_O4[:0]), found_O4])))
-    return made
+        yield number, picture, np.concatenate([true.get(name, found_O4[:0]), found_O4])
 
 
 def questions(

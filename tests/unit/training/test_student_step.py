@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stemma.errors import BadRequest, Conflict, NotFound
 from stemma.networks import detector, encoder
+from stemma.networks import weights as weights_files
 from stemma.networks.detector import Detector
 from stemma.networks.encoder import EncoderNetwork
 from stemma.networks.students import KINDS, Frozen, Kind
@@ -68,7 +69,7 @@ def test_detector_and_teacher_are_bit_identical_before_and_after() -> None:
     fixed, _ = student.frozen(SETTINGS)
     picture = np.random.default_rng(3).integers(0, 256, (96, 128, 3)).astype(np.uint8)
     image_B3HW = torch.from_numpy(picture).permute(2, 0, 1).float()[None]
-    found = detector.filled(*detector.weights_files.read_detector())
+    found = detector.filled(*weights_files.read_detector())
     found.backbone = fixed.backbone
 
     def said() -> list[Tensor]:
@@ -88,7 +89,7 @@ def test_detector_and_teacher_are_bit_identical_before_and_after() -> None:
 
 def test_a_folded_detector_finds_what_it_found() -> None:
     """What serves is loaded anew; filling it through a function of its own changed nothing."""
-    card, tensors = detector.weights_files.read_detector()
+    card, tensors = weights_files.read_detector()
     picture = np.random.default_rng(4).integers(0, 256, (60, 80, 3)).astype(np.uint8)
     one = Detector(detector.filled(card, tensors), size="starter").detect(picture, 4)
     assert all(
