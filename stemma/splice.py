@@ -42,6 +42,9 @@ VERIFIED_MAX = 20
 VERIFIED_FIRST = 8
 """Hits that are verified in any case; the others while they are as near as donors are (``damped_max``)."""
 BACKGROUND_NEIGHBOURS = 10
+DAMPED_MIN = -0.5
+"""Damped distance below which nearer says no more: pictures of a kind that the background lacks are all near to each
+other, and none is a donor that local matching does not find."""
 SCALE_MIN, SCALE_MAX = 0.25, 4.0
 """Of a believable map from an object to its donor, as a change of length."""
 CLONE_IOU_MAX = 0.3
@@ -69,7 +72,8 @@ class Chance:
         return cls(bias=bias, match=match, distance=distance)
 
     def of(self, match: float, distance: float) -> float:
-        return 1.0 / (1.0 + math.exp(-min(max(self.bias + self.match * match + self.distance * distance, -50.0), 50.0)))
+        logit = self.bias + self.match * match + self.distance * max(distance, DAMPED_MIN)
+        return 1.0 / (1.0 + math.exp(-min(max(logit, -50.0), 50.0)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

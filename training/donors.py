@@ -261,7 +261,7 @@ def damped_max_of(spliced: Sequence[Asked], chance: splice.Chance) -> float:
 def fitted(spliced: Sequence[Asked], strangers: Sequence[Asked]) -> tuple[tuple[float, ...], float]:
     """(weights of the probability, threshold): the threshold lies above every question that has no donor."""
     every = [(one, asked.donor) for asked in (*spliced, *strangers) for one in asked.found]
-    features_NF = np.array([[one.match, one.damped] for one, _ in every])
+    features_NF = np.array([[one.match, max(one.damped, splice.DAMPED_MIN)] for one, _ in every])
     weights = logistic(features_NF, np.array([one.hit.row == donor for one, donor in every]))
     chance = splice.Chance.fitted(weights)
     best = [max((chance.of(one.match, one.damped) for one in asked.found), default=0.0) for asked in strangers]

@@ -130,6 +130,7 @@ def test_hits_without_hope_are_left_behind_the_first(most: float, left: int) -> 
 
 def test_chance_rises_with_the_match_and_falls_with_distance() -> None:
     assert CHANCE.of(30, -0.5) > CHANCE.of(10, -0.5) > CHANCE.of(10, 0.5)
+    assert CHANCE.of(10, -9.0) == CHANCE.of(10, splice.DAMPED_MIN)
     assert 0 <= CHANCE.of(-1e9, 1e9) < CHANCE.of(1e9, -1e9) <= 1
     assert splice.Chance.fitted((-6.0, 0.35, -1.0)) == CHANCE
     with pytest.raises(ValueError, match="unpack"):
