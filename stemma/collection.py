@@ -200,14 +200,16 @@ class Collection:
         """
         job, sources = sources_of(source, metadata, image_id, self.settings)
         with self._lock:
-            catalog = self._write(create=True)
+            catalog, finder = self._write(create=True), self._objects() if self.settings.objects.ingest else None
+            if finder is not None:
+                finder.networks()  # broken weights are no picture's fault, and would be told of each
             summary = ingest_sources(
                 catalog,
                 sources,
                 job=job,
                 decoder=EmbeddedDecoder(self._decoders()),
                 encoder=EmbeddedEncoder(self._networks()),
-                finder=self._objects() if self.settings.objects.ingest else None,
+                finder=finder,
                 settings=self.settings,
                 overwrite=replace,
                 rejects_file=None if job == "upload" else Path(self.url, REJECTS),
@@ -227,13 +229,13 @@ class Collection:
         """Move every original over to the weights of these settings, from its working copy; returns how many.
 
         The collection is the old one until all are done, and after a crash. Nothing happens where the weights are these
-        already, those of the objects too. History ends: no search as of an earlier version. Raises ``Conflict`` while
-        another process writes.
+        already, those of the objects too, and no image lacks objects. History ends: no search as of an earlier version.
+        Raises ``Conflict`` while another process writes.
         """
         with self._lock:
             catalog, encoder = self._write(), self._networks()
             finder = self._objects() if self.settings.objects.ingest else None
-            right = finder is None or catalog.objects_weights == finder.weights
+            right = finder is None or (catalog.objects_weights == finder.weights and not catalog.lacks_objects())
             if catalog.weights is None or (catalog.weights == encoder.weights and right):
                 return 0
             describe = described_by(encoder, None if finder is None else finder.networks())

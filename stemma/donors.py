@@ -216,7 +216,7 @@ def _partial(found: Found) -> list[str]:
         notes.append(f"{UNTRACED}: {searched}")
     if found.without_objects:
         there = f"{found.without_objects} of {found.images_searched} images were stored without objects"
-        notes.append(f"{UNTRACED}: {there}")
+        notes.append(f"{UNTRACED}: {there} (stemma ingest --reencode adds them)")
     return notes
 
 

@@ -134,6 +134,10 @@ class Catalog:
         """Digest of the weights that made every stored object; None before the first."""
         return self._state.now.entry.objects_weights
 
+    def lacks_objects(self) -> bool:
+        """Whether some live image was stored without objects, so that no search by objects finds it."""
+        return self._state.now.lacks_objects()
+
     @property
     def columns(self) -> dict[str, ColumnType]:
         """Metadata columns that can be filtered by."""

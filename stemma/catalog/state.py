@@ -79,6 +79,11 @@ class Now:
         out[at_N[there_N]] = True
         return out
 
+    def lacks_objects(self) -> bool:
+        """Whether a live image was stored without objects; one that was looked at has at least the whole of itself."""
+        row_R = self.snapshot.row_R
+        return bool((self.snapshot.live() & ~self.holding("array_length(objects) > 0", row_R)).any())
+
     def corrupt(self, at: int, group: str) -> Corrupt:
         """The error for the row at offset ``at``; its image_id is read without trusting it."""
         row = int(self.snapshot.row_R[at])

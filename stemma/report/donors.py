@@ -217,7 +217,6 @@ def _look(whence: Whence, drawn: Sequence[Part]) -> Html:
     areas = {part.number: (part.box[2] - part.box[0]) * (part.box[3] - part.box[1]) for part in drawn}
     over = sorted(areas, key=lambda number: -areas[number])
     links = join(_link(whence, part, over.index(part.number)) for part in drawn)
-    # x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (part.box for part in drawn)), reverse=True)
     wanted = (
         '<label><input class="show-masks" name="masks" type="checkbox" autocomplete="off"> Masks</label>'
         if masks

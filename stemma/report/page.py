@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -93,9 +93,18 @@ def entry(name: str, body: bytes, answer: Answer, *, decoder: DecodePool, source
         query_HWC=query.rgb_HWC,
         query_size=(query.width, query.height),
         changed_min=shipped_changed_min(),
-        originals={image_id: read_working_copy(source.pixels(image_id)) for image_id in pictured(answer)},
+        originals=dict(_copies(source, pictured(answer))),
         **more,
     )
+
+
+def _copies(source: Source, image_ids: Iterable[str]) -> Iterator[tuple[str, Bytes3]]:
+    """Working copies by image id. One that was deleted since, as an answer ``as_of`` may name, is left out."""
+    for image_id in image_ids:
+        try:
+            yield image_id, read_working_copy(source.pixels(image_id))
+        except NotFound:
+            continue
 
 
 def pictured(answer: Answer) -> list[str]:

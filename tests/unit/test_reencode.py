@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import stemma
 from stemma.catalog.catalog import Catalog
 from stemma.commands import ingest as command
 from stemma.config import Settings, load
-from stemma.errors import Conflict
+from stemma.errors import Conflict, Corrupt
 from stemma.networks import weights
 
 COUNT = 4
@@ -120,6 +121,32 @@ def test_objects_come_by_moving_and_stay(photos: Path, tmp_path: Path) -> None:
     with stemma.open(tmp_path / "c", settings=blind) as target:
         # the same encoder, and nobody to look for objects: those that are there are good
         assert target.reencode() == 0 and objects(tmp_path / "c")[0] == made_by
+
+
+def test_one_image_without_objects_is_enough_to_move(photos: Path, tmp_path: Path) -> None:
+    blind = load(None, ["objects.ingest=false"])
+    with stemma.open(tmp_path / "c", settings=blind) as old:
+        old.ingest([photos / "0.png", photos / "1.png"])
+    with stemma.open(tmp_path / "c") as target:
+        target.ingest(photos)
+        assert target.reencode() == COUNT and target.reencode() == 0
+        assert all(objects(tmp_path / "c")[1].values())
+    with stemma.open(tmp_path / "c", settings=blind) as old:
+        made = old.ingest(jpeg(photos / "0.png"))
+        assert made.stored == 1 and made.items[0].image_id is not None
+        old.delete(made.items[0].image_id)
+    with stemma.open(tmp_path / "c") as target:
+        assert target.reencode() == 0, "a deleted image needs none"
+
+
+def test_weights_that_cannot_be_read_stop_an_ingest_instead_of_every_picture(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "weights"
+    shutil.copytree(weights.resolve(None), folder)
+    (folder / weights.OBJECTS_FILE).write_bytes(b"torn")
+    with stemma.open(tmp_path / "c", settings=load(None, [f"encoder.weights={folder}"])) as target:
+        with pytest.raises(Corrupt, match=r"objects\.safetensors"):
+            target.ingest(photos)
+        assert len(target) == 0
 
 
 def objects(folder: Path) -> tuple[str | None, dict[str, list[float]]]:

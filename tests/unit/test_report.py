@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stemma.api import Answer, Candidate, Coverage, Used, Verdict, Versions
+from stemma.api import Answer, Candidate, Coverage, Donor, Used, Verdict, Versions
+from stemma.errors import NotFound
 from stemma.flow import Pixels
 from stemma.report import Entry, called, headline, render, summary, text, write_search_report
 from stemma.report.markup import thumbnail
@@ -213,3 +214,20 @@ def test_the_command_writes_a_page_with_both_pictures(tmp_path: Path) -> None:
     assert sum(tag == "img" for tag, _ in page.tags) == 7
     assert Source.asked == [str(i) for i in range(6)]  # pixels are fetched for what is shown, no more
     assert "q & a.png" in page.text
+
+
+def test_an_original_that_was_deleted_since_is_shown_by_name_alone(tmp_path: Path) -> None:
+    query = tmp_path / "q.png"
+    cv2.imwrite(str(query), picture(1))
+
+    class Source:
+        def pixels(self, image_id: str) -> bytes:
+            raise NotFound("there is no image", subject=image_id)
+
+    given_by = Donor(
+        image_id="2", query_box=(1, 2, 30, 40), donor_box=(1, 2, 30, 40), distance=0.1, probability=0.9, shown=True
+    )
+    found = answer("spliced", candidate("1", name="gone.jpg"), donors=(given_by,))
+    write_search_report(tmp_path / "out.html", [(query, found)], Source())
+    page = Page((tmp_path / "out.html").read_text(encoding="utf-8"))
+    assert "gone.jpg" in page.text and page.text.count("no picture") == 2
