@@ -78,6 +78,18 @@ def test_no_question_without_a_donor_is_shown_one() -> None:
     assert said["shown_right"] > 0.8 and said["shown_wrong"] < 0.05
 
 
+def test_few_look_alikes_do_not_raise_the_threshold() -> None:
+    rng = np.random.default_rng(4)
+    spliced = [donors.Asked(donor=0, found=(found(0, rng.normal(30, 9)),)) for _ in range(60)]
+    plain = [donors.Asked(donor=None, found=(found(1, rng.normal(6, 2)),)) for _ in range(400)]
+    alike = [donors.Asked(donor=None, found=(found(1, 60.0),)) for _ in range(9)]
+
+    weights, shown_min = donors.fitted(spliced, [*plain, *alike[:4]])
+    said = donors.figures(spliced, [*plain, *alike[:4]], splice.Chance.fitted(weights), shown_min)
+    assert 0 < said["false_donors"] <= donors.FALSE_MAX and said["shown_right"] > 0.8
+    assert donors.fitted(spliced, [*plain, *alike])[1] > shown_min
+
+
 def test_no_donor_that_was_found_is_without_hope() -> None:
     rng = np.random.default_rng(7)
     chance = splice.Chance(bias=-6.0, match=0.35, distance=-1.0)
