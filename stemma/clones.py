@@ -4,7 +4,7 @@
     upright and mirrored -> refined by ECC -> compared pixel by pixel with what the original has *here* and *there*
     -> probability -> mask
 
-The search for donors leaves the host out (``splice.excluded``), so that nothing else would find these. Features, not
+The search for donors leaves the host out (``query._trace``), so that nothing else would find these. Features, not
 cells: a copied person of 40 px is three cells. Which of the two is the copy is no question: the original shows it.
 
 Shape letters: H, W pixels; C channels; K, M features of the region and of the original; N boxes. Frames as in
@@ -100,7 +100,6 @@ class Clone:
     mask: tuple[outline.Window, Picture]
     """(``query_box``, mask of its size: 255 where the query shows the copy)."""
     evidence: Evidence
-    clone: bool = True
 
 
 def find(query_HWC: Picture, box_N4: NDArray[np.floating], host_HWC: Picture, host_from_query_33: Map33) -> list[Clone]:

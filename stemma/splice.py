@@ -1,6 +1,6 @@
 """Where the pieces of a picture come from: from object hits to donors, their transform and mask (OE-SIR 3.2).
 
-    hits -> without the host and its duplicates (``excluded``) -> best 20 (``shortlist``) -> verified by local matching
+    hits -> without the host and its duplicates -> best 20 (``shortlist``) -> verified by local matching
     of their crops against the query object's (``verify``), the last of them only where there is hope -> ranked by
     probability -> the best refined and outlined (``stemma.outline``)
 
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stemma import outline
-from stemma.flow import Hit, ObjectHit
+from stemma.flow import ObjectHit
 from stemma.networks import matching
 from stemma.networks.objects import crop_box, large
 from stemma.vision import geometry
@@ -88,15 +88,8 @@ class Donor:
     probability: float
     transform_33: Map33 | None
     mirrored: bool
-    clone: bool = False
-    """The donor is the host itself, at another place."""
     mask: tuple[outline.Window, Picture] | None = None
     """(box in whole pixels of the query, 255 in it where the query shows the donor's object); None: not outlined."""
-
-
-def excluded(hits: Iterable[Hit], match_threshold: float) -> tuple[int, ...]:
-    """Rows that are no donors: what the search by the whole picture verified, that is the host and its duplicates."""
-    return tuple(sorted(hit.row for hit in hits if hit.match is not None and hit.match >= match_threshold))
 
 
 def hubness(objects_VOD: Int8, background_ND: Int8, scale: float) -> Float:
@@ -285,14 +278,3 @@ def overlap(one: Sequence[float], other: Sequence[float]) -> float:
     both = max(width, 0.0) * max(height, 0.0)
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
     return both / max(sum(areas) - both, 1e-9)
-
-
-def is_clone(donor: Donor, host_from_query_33: Map33) -> bool:
-    """True where a match within the host is of another place than the one that the object covers.
-
-    ``host_from_query_33`` lays the whole query over the host. The same place is no finding: the host is there itself.
-    """
-    if donor.transform_33 is None:
-        return False
-    here = landed(donor.query_box, host_from_query_33)
-    return overlap(here, landed(donor.query_box, donor.transform_33)) <= CLONE_IOU_MAX

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stemma import splice
-from stemma.flow import CELL_COUNT, CELL_DIM, OBJECT_DIM, Hit, ObjectHit
+from stemma.flow import CELL_COUNT, CELL_DIM, OBJECT_DIM, ObjectHit
 from stemma.networks.objects import crop_box
 from stemma.vision import geometry
 
@@ -65,10 +65,6 @@ def donor_of(there: geometry.Map33 | None, box: tuple[float, float, float, float
 
 
 def test_the_host_and_its_duplicates_are_no_donors() -> None:
-    found = [Hit(row=n, image_id=str(n), distance=0.1, refined_distance=0.1, match=m) for n, m in ((4, 20.0), (2, 8.0))]
-    found.append(Hit(row=9, image_id="9", distance=0.1, refined_distance=0.1))
-    assert splice.excluded(found, 10.0) == (4,)
-    assert splice.excluded(found, 8.0) == (2, 4)
     kept = splice.shortlist([hit(4), hit(5), hit(2)], np.zeros((2, 1), np.float32), (2, 4))
     assert [one.row for one in kept] == [5]
 
@@ -258,14 +254,6 @@ def test_the_papers_map_takes_box_to_box(one: tuple[float, ...], other: tuple[fl
     x, y = geometry.apply(there, np.array([[ours[0] + 2, ours[1] + 3]]))[0]
     assert x == pytest.approx((theirs[2] - theirs[0]) / (ours[2] - ours[0]) * 2 + theirs[0], abs=1e-6)
     assert y == pytest.approx((theirs[3] - theirs[1]) / (ours[3] - ours[1]) * 3 + theirs[1], abs=1e-6)
-
-
-def test_the_same_place_of_the_host_is_no_clone() -> None:
-    here = geometry.translation(5, 5)
-    box = (50.0, 50.0, 100.0, 100.0)
-    assert not splice.is_clone(donor_of(geometry.translation(8, 3), box), here)
-    assert splice.is_clone(donor_of(geometry.translation(105, 5), box), here)
-    assert not splice.is_clone(donor_of(None, box), here)
 
 
 def test_ranked_by_probability_then_id() -> None:
