@@ -40,8 +40,9 @@ from training.data import Photographs
 SEED = 41
 FITTED, MEASURED = 60, 79
 """Splices asked for the fit, and objects of the calibration photographs asked for the figures."""
-STRANGERS_FITTED, STRANGERS = 427, 75
-"""Questions without a donor, for the fit (every training photograph that nobody annotated) and for the figures."""
+STRANGERS_FITTED, STRANGERS = 120, 75
+"""Questions without a donor, for the weights and for the figures; the threshold is fitted on one of every training
+photograph that nobody annotated."""
 FALSE_MAX = 0.01
 """Share of the fit's questions without a donor that may be shown one: some photographs share a thing."""
 LOST_MAX = 0.01
@@ -260,15 +261,18 @@ def damped_max_of(spliced: Sequence[Asked], chance: splice.Chance) -> float:
     return round(float(np.quantile(found, 1 - LOST_MAX, method="higher")) + SLACK, 3) if found else DISTANCE_MAX
 
 
-def fitted(spliced: Sequence[Asked], strangers: Sequence[Asked]) -> tuple[tuple[float, ...], float]:
-    """(weights of the probability, threshold): of the questions without a donor at most ``FALSE_MAX`` reach it."""
+def weights_of(spliced: Sequence[Asked], strangers: Sequence[Asked]) -> tuple[float, ...]:
+    """Bias and weights of the probability."""
     every = [(one, asked.donor) for asked in (*spliced, *strangers) for one in asked.found]
     features_NF = np.array([[one.match, max(one.damped, splice.DAMPED_MIN)] for one, _ in every])
-    weights = logistic(features_NF, np.array([one.hit.row == donor for one, donor in every]))
-    chance = splice.Chance.fitted(weights)
+    return logistic(features_NF, np.array([one.hit.row == donor for one, donor in every]))
+
+
+def shown_min_of(strangers: Sequence[Asked], chance: splice.Chance) -> float:
+    """The least probability that at most ``FALSE_MAX`` of the questions without a donor reach, and at least half."""
     best = [max((chance.of(one.match, one.damped) for one in asked.found), default=0.0) for asked in strangers]
     over = sorted(best, reverse=True)[int(FALSE_MAX * len(best)) :]
-    return weights, round(min(max([*over, 0.5]) + 0.01, 0.99), 3)
+    return round(min(max([*over, 0.5]) + 0.01, 0.99), 3)
 
 
 def figures(spliced: Sequence[Asked], strangers: Sequence[Asked], chance: splice.Chance, shown_min: float) -> Any:
@@ -317,11 +321,14 @@ def fit_donors(data: Path, out: Path) -> weights_files.ObjectsCard:
         )
     finder.judged_by(dataclasses.replace(finder.card, damped_max=DISTANCE_MAX))
     fit = [answers(finder, shelf, each) for each in asked["fit"]]
-    weights, shown_min = fitted(*fit)
+    weights = weights_of(*fit)
     chance = splice.Chance.fitted(weights)
-    most = damped_max_of(fit[0], chance)
-    card = dataclasses.replace(finder.card, donor=weights, donor_min=shown_min, damped_max=most)
+    card = dataclasses.replace(finder.card, donor=weights, damped_max=damped_max_of(fit[0], chance))
     finder.judged_by(card)
+    # as they are answered when they are served, since that is when one is shown
+    plain = [name for name in listed.train if name not in known]
+    shown_min = shown_min_of(answers(finder, shelf, ask_strangers(finder, shelf, plain)), chance)
+    card = dataclasses.replace(card, donor_min=shown_min)
     measured = [answers(finder, shelf, each) for each in asked["measure"]]
     found = {
         part: figures(spliced, strangers, chance, shown_min)

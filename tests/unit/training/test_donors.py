@@ -70,8 +70,9 @@ def test_no_question_without_a_donor_is_shown_one() -> None:
         for _ in range(60)
     ]
     strangers = [donors.Asked(donor=None, found=(found(1, rng.normal(6, 3)),)) for _ in range(60)]
-    weights, shown_min = donors.fitted(spliced, strangers)
+    weights = donors.weights_of(spliced, strangers)
     chance = splice.Chance.fitted(weights)
+    shown_min = donors.shown_min_of(strangers, chance)
     assert weights[1] > 0 and 0.5 < shown_min < 1
     said = donors.figures(spliced, strangers, chance, shown_min)
     assert said["false_donors"] == 0 and said["R@1"] > 0.9 and said["R@10"] == 1 and said["mask_iou"] == 0.5
@@ -84,10 +85,12 @@ def test_few_look_alikes_do_not_raise_the_threshold() -> None:
     plain = [donors.Asked(donor=None, found=(found(1, rng.normal(6, 2)),)) for _ in range(400)]
     alike = [donors.Asked(donor=None, found=(found(1, 60.0),)) for _ in range(9)]
 
-    weights, shown_min = donors.fitted(spliced, [*plain, *alike[:4]])
-    said = donors.figures(spliced, [*plain, *alike[:4]], splice.Chance.fitted(weights), shown_min)
+    chance = splice.Chance.fitted(donors.weights_of(spliced, plain))
+    few = [*plain, *alike[:4]]
+    shown_min = donors.shown_min_of(few, chance)
+    said = donors.figures(spliced, few, chance, shown_min)
     assert 0 < said["false_donors"] <= donors.FALSE_MAX and said["shown_right"] > 0.8
-    assert donors.fitted(spliced, [*plain, *alike])[1] > shown_min
+    assert donors.shown_min_of([*plain, *alike], chance) > shown_min
 
 
 def test_no_donor_that_was_found_is_without_hope() -> None:
