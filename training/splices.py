@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from stemma.errors import NotFound
 from stemma.vision import geometry
 from stemma.vision.geometry import Picture
 from stemma.vision.regions import Rng
@@ -78,7 +79,7 @@ def annotated(data: Path) -> dict[str, tuple[str, tuple[Box4, ...]]]:
 def cut_outs(data: Path, names: Collection[str] | None = None) -> list[CutOut]:
     """The objects that can be cut out and recognised again: polygons, 32 px or more each way, at most half a picture.
 
-    ``names`` keeps those of some photographs alone. Raises ``ValueError`` where there are no annotations.
+    ``names`` keeps those of some photographs alone. Raises ``NotFound`` where there are no annotations.
     """
     sizes = {Path(image["file_name"]).name: image["width"] * image["height"] for image in _instances(data)["images"]}
     made = []
@@ -95,7 +96,7 @@ def cut_outs(data: Path, names: Collection[str] | None = None) -> list[CutOut]:
 def _instances(data: Path) -> dict[str, Any]:
     path = data / "photos" / INSTANCES_FILE
     if not path.is_file():
-        raise ValueError(f"{path} is not there; give the development data with --data")
+        raise NotFound("there are no annotations here; give the development data with --data", subject=str(path))
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
