@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from stemma.errors import NotFound
 from training import objects, splices
 
 DONOR_SIZE, HOST_SIZE = (200, 160), (240, 180)
@@ -88,7 +89,7 @@ def test_only_what_can_be_recognised_is_cut_out(tmp_path: Path) -> None:
     assert {name: len(boxes) for name, (_, boxes) in splices.annotated(folder).items()} == {"1.jpg": 3, "2.jpg": 1}
     mask = splices.outline(only, (320, 240))
     assert (mask > 0).sum() == 81 * 81
-    with pytest.raises(ValueError, match="not there"):
+    with pytest.raises(NotFound, match="no annotations"):
         splices.cut_outs(tmp_path / "nowhere")
 
 
