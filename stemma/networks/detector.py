@@ -20,7 +20,7 @@ from stemma.config import ObjectSettings
 from stemma.errors import BadRequest, Corrupt
 from stemma.networks import weights as weights_files
 from stemma.networks.backbones import LITE0_CELL_CHANNELS, Lite0, SameConv
-from stemma.networks.objects import large
+from stemma.networks.objects import OBJECT_SIDE_PX_MIN, large
 
 if TYPE_CHECKING:
     from torchvision.models.detection.faster_rcnn import FasterRCNN
@@ -170,6 +170,9 @@ class Detector:
         better one by half are left out. Raises ``ValueError`` for anything but a uint8 RGB picture."""
         if rgb_HWC.dtype != np.uint8 or rgb_HWC.ndim != 3 or rgb_HWC.shape[2] != 3 or not rgb_HWC.size:
             raise ValueError(f"a picture is uint8 [H, W, 3], not {rgb_HWC.dtype} {list(rgb_HWC.shape)}")
+        if min(rgb_HWC.shape[:2]) < OBJECT_SIDE_PX_MIN:
+            # nothing in it is large enough to be an object, and a line of pixels has no side left at 320 px
+            return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
         if torch.get_num_threads() != 1:
             torch.set_num_threads(1)
         with torch.inference_mode():

@@ -94,6 +94,12 @@ def test_the_grid_stands_in_where_nothing_is_found() -> None:
     assert np.array_equal(boxes, detector.grid(200, 120)) and not scores.any()
 
 
+@pytest.mark.parametrize(("height", "width"), [(512, 1), (1, 512), (1, 1), (31, 300)])
+def test_a_line_of_pixels_holds_no_objects(height: int, width: int) -> None:
+    boxes_O4, scores_O = Detector(random_network(), size="starter").detect(picture(height, width), 8)
+    assert boxes_O4.shape == (0, 4) and scores_O.shape == (0,)
+
+
 def test_small_boxes_are_no_regions() -> None:
     class Sharp(Detector):
         def __init__(self) -> None:
