@@ -15,7 +15,7 @@ import numpy as np
 from stemma import clones, splice
 from stemma.config import ObjectSettings
 from stemma.errors import NotFound
-from stemma.flow import OBJECTS_MAX, Described, Float, ObjectHit, Objects
+from stemma.flow import Described, Float, ObjectHit, Objects
 from stemma.networks import golden, weights
 from stemma.networks.detector import Detector, regions
 from stemma.networks.objects import ObjectEncoder, large
@@ -55,7 +55,7 @@ class Finder:
 
     def __init__(self, detector: Detector, encoder: ObjectEncoder, *, objects_max: int) -> None:
         self._detector, self._encoder = detector, encoder
-        self._objects_max = min(objects_max, OBJECTS_MAX)
+        self._objects_max = objects_max
         self.judged_by(encoder.card)
 
     @classmethod
