@@ -143,6 +143,8 @@ async def trace(sought: Sought, finder: Finder, shards: Shards, stages: Stages) 
         traced.notes.append(LATE)
     except StemmaError as error:
         traced.notes.append(f"{UNTRACED}: {error.detail}")
+    except Exception as error:  # whatever it is (OpenCV's own, say), it costs the donors and never the answer
+        traced.notes.append(f"{UNTRACED}: {type(error).__name__}: {error}")
     return traced
 
 

@@ -9,7 +9,7 @@ original whose score is above every match that is left: the result is that of co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from stemma.api import Comparison, Heatmap, Probabilities, Region, Verdict
@@ -143,11 +143,15 @@ class Trace(Protocol):
 
 
 def traced(decision: Decision, traces: Sequence[Trace]) -> Decision:
-    """What donors make of a decision: an unknown picture with a donor sure enough to be shown is ``spliced``."""
-    sure = [one.probability for one in traces if one.shown and not one.clone]
-    if decision.verdict != "unknown" or not sure:
+    """What donors make of a decision: an unknown picture with a donor sure enough to be shown is ``spliced``; with one
+    that is not, it is as much less surely unknown."""
+    if decision.verdict != "unknown":
         return decision
-    return Decision(verdict="spliced", confidence=max(sure), notes=decision.notes)
+    sure = [one.probability for one in traces if one.shown and not one.clone]
+    if sure:
+        return Decision(verdict="spliced", confidence=max(sure), notes=decision.notes)
+    likeliest = max((one.probability for one in traces if not one.clone), default=0.0)
+    return replace(decision, confidence=decision.confidence * (1.0 - likeliest))
 
 
 def probabilities(judged: Judged) -> Probabilities:

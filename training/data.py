@@ -7,6 +7,7 @@ sample it would have drawn.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stemma.errors import NotFound
 from stemma.vision.geometry import Picture
 from training import pairs, split
 from training.pairs import Kind, Pair, PairSettings
@@ -72,6 +74,20 @@ def _read(path: Path) -> bytes:
 def training_photographs(data: Path) -> Photographs:
     """The 501 of ``training/split.json`` that may be trained on."""
     return Photographs(data / "photos" / "train", split.load().train)
+
+
+def further_photographs(data: Path) -> tuple[str, ...]:
+    """Files of the unedited pictures of ``tamper/train`` whose licence is clear and that are in no part of ``photos``.
+
+    None is a near-duplicate of a photograph that calibrates, validates or is held out, nor of one in ``tamper/val``
+    (63-bit DCT hash, within 12 bits). Raises ``NotFound`` where there are none.
+    """
+    path = data / "tamper" / "index.json"
+    if not path.is_file():
+        raise NotFound("there are no edited pairs here; give the development data with --data", subject=str(path))
+    pairs = json.loads(path.read_text(encoding="utf-8"))["pairs"]
+    own = [p for p in pairs if p["split"] == "train" and p["licence_clear"] and not p.get("host_also_in_photos")]
+    return tuple(f"tamper/{pair['dir']}/original.jpg" for pair in own)
 
 
 def validation_photographs(data: Path) -> Photographs:

@@ -2,7 +2,7 @@
 
 Samples are training photographs with boxes: the annotated objects of ``instances.json``, and on the other photographs
 what YOLOX-nano draws (``training.labelling``), which is not shipped, each time with the chance that a box is right.
-Flips, crops, tones and pasted objects vary them.
+Mosaics of four, pasted objects, crops, flips and tones vary them: six hundred photographs are soon known by heart.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ BOX_SIDE_PX_MIN = 18
 CROP_MIN = 0.55
 CROP_KEPT_MIN = 0.5
 """An object that a crop leaves less of is no longer one."""
-MIRROR_SHARE, CROP_SHARE, PASTE_SHARE, TONE_SHARE = 0.5, 0.6, 0.5, 0.5
+MOSAIC_SHARE, PASTE_SHARE, CROP_SHARE, MIRROR_SHARE, TONE_SHARE = 0.4, 0.5, 0.6, 0.5, 0.5
+MOSAIC_CENTRE = (0.3, 0.7)
+"""Where four pictures meet, as shares of the mosaic's sides."""
+MOSAIC_SIDE_PX_MIN = 48
+"""Of a window of a picture that is laid into a mosaic."""
 PASTED_MAX = 3
 """Objects laid into one picture, at most."""
 PASTED_AREA = (0.015, 0.3)
@@ -73,7 +77,7 @@ class DetectorTraining(BaseModel):
     )
     average: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights that are validated; 0: none")
     gradient_norm_max: float = Field(10.0, gt=0)
-    side_px: int = Field(320, ge=64, description="longest side of a sample")
+    side_px: int = Field(416, ge=64, description="longest side of a sample")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,20 +97,25 @@ class Labelled:
 def labelled(folder: Path, names: Sequence[str], part: str, *, score_min: float = labelling.SCORE_MIN) -> Labelled:
     """The photographs of a ``part`` (train, val) with boxes of people where there are any, else those that YOLOX-nano
     scores ``score_min`` or more."""
+    return _labelled(folder, [f"photos/{part}/{name}" for name in names], score_min)
+
+
+def _labelled(folder: Path, files: Sequence[str], score_min: float) -> Labelled:
+    """As ``labelled``, of files anywhere in the development data."""
     known = splices.annotated(folder)
-    photographs = Photographs(folder / "photos" / part, names)
+    photographs = Photographs(folder, files)
     labeller = labelling.Yolox(folder)
-    boxes, chances = [], []
-    for place, name in enumerate(names):
-        if name in known:
+    boxes, chances, people = [], [], []
+    for place, name in enumerate(Path(file).name for file in files):
+        people.append(name in known)
+        if people[-1]:
             boxes.append(np.array(known[name][1], np.float32).reshape(-1, 4))
             chances.append(np.ones(len(boxes[-1])))
         else:
             box_O4, score_O = labeller.scored(photographs[place], score_min)
             boxes.append(box_O4)
             chances.append(labelling.chance(score_O))
-    people = tuple(name in known for name in names)
-    return Labelled(photographs=photographs, boxes=tuple(boxes), annotated=people, chances=tuple(chances))
+    return Labelled(photographs=photographs, boxes=tuple(boxes), annotated=tuple(people), chances=tuple(chances))
 
 
 class DetectionData:
@@ -121,9 +130,10 @@ class DetectionData:
         epoch, place = divmod(n, count)
         index = int(np.random.default_rng([self._seed, 1, epoch]).permutation(count)[place])
         rng = np.random.default_rng([self._seed, 2, n])
-        rgb_HWC, boxes_O4 = self._source.photographs[index], self._source.boxes[index]
-        # on average over the epochs the network learns the chance itself, and ranks by it
-        boxes_O4 = boxes_O4[rng.random(len(boxes_O4)) < self._source.chances[index]]
+        rgb_HWC, boxes_O4 = self._drawn(index, rng)
+        if rng.random() < MOSAIC_SHARE:
+            others = [self._drawn(int(other), rng) for other in rng.integers(count, size=3)]
+            rgb_HWC, boxes_O4 = mosaic(((rgb_HWC, boxes_O4), *others), rng)
         if self._cuts and rng.random() < PASTE_SHARE:
             for _ in range(int(rng.integers(1, PASTED_MAX + 1))):
                 rgb_HWC, boxes_O4 = self._pasted(rgb_HWC, boxes_O4, rng)
@@ -134,6 +144,13 @@ class DetectionData:
         if rng.random() < TONE_SHARE:
             rgb_HWC = toned(rgb_HWC, rng)
         return fitted(rgb_HWC, boxes_O4, self._side_px)
+
+    def _drawn(self, index: int, rng: np.random.Generator) -> Sample:
+        """A photograph and some of its boxes: on average over the epochs the network learns the chance of each, and
+        ranks by it."""
+        boxes_O4 = self._source.boxes[index]
+        kept_O = rng.random(len(boxes_O4)) < self._source.chances[index]
+        return self._source.photographs[index], boxes_O4[kept_O]
 
     def _pasted(self, rgb_HWC: Picture, boxes_O4: Boxes, rng: np.random.Generator) -> Sample:
         donor_HWC, cut = self._cuts[int(rng.integers(len(self._cuts)))]
@@ -148,9 +165,11 @@ class DetectionData:
 
 
 def training_data(folder: Path, settings: DetectorTraining) -> DetectionData:
-    """The 501 photographs that may be trained on, with their labels and what is pasted into them."""
+    """The photographs that may be trained on, with their labels and what is pasted into them: the 501, and the
+    unedited pictures of ``tamper/train`` that are not among the photographs and whose licence is clear."""
     names = split.load().train
-    source = labelled(folder, names, "train", score_min=labelling.TEACHER_SCORE_MIN)
+    files = [*(f"photos/train/{name}" for name in names), *data.further_photographs(folder)]
+    source = _labelled(folder, files, labelling.TEACHER_SCORE_MIN)
     places = {name: place for place, name in enumerate(names)}
     cuts = [(source.photographs[places[cut.name]], cut) for cut in splices.cut_outs(folder, places)]
     return DetectionData(source, cuts, seed=settings.seed, side_px=settings.side_px)
@@ -191,7 +210,30 @@ def cropped(rgb_HWC: Picture, boxes_O4: Boxes, rng: np.random.Generator) -> Samp
     """A random window of the picture, and what it leaves of the boxes."""
     height, width = rgb_HWC.shape[:2]
     w, h = (max(64, int(size * rng.uniform(CROP_MIN, 1))) for size in (width, height))
-    w, h = min(w, width), min(h, height)
+    return _window(rgb_HWC, boxes_O4, (min(w, width), min(h, height)), rng)
+
+
+def mosaic(samples: Sequence[Sample], rng: np.random.Generator) -> Sample:
+    """Windows of four pictures, laid together into one as large as the first."""
+    height, width = samples[0][0].shape[:2]
+    middle_x, middle_y = (round(size * rng.uniform(*MOSAIC_CENTRE)) for size in (width, height))
+    out_HWC, boxes = np.empty((height, width, 3), np.uint8), []
+    corners = [(x, y) for y in ((0, middle_y), (middle_y, height)) for x in ((0, middle_x), (middle_x, width))]
+    for ((x0, x1), (y0, y1)), (rgb_HWC, boxes_O4) in zip(corners, samples, strict=True):
+        # the largest window of this shape that the picture has room for, or a smaller one
+        fit = min(rgb_HWC.shape[1] / (x1 - x0), rgb_HWC.shape[0] / (y1 - y0)) * rng.uniform(CROP_MIN, 1)
+        sides = (max(MOSAIC_SIDE_PX_MIN, int((x1 - x0) * fit)), max(MOSAIC_SIDE_PX_MIN, int((y1 - y0) * fit)))
+        size = (min(sides[0], rgb_HWC.shape[1]), min(sides[1], rgb_HWC.shape[0]))
+        piece_HWC, theirs_O4 = _window(rgb_HWC, boxes_O4, size, rng)
+        out_HWC[y0:y1, x0:x1] = geometry.resize(piece_HWC, (x1 - x0, y1 - y0))
+        share = np.array([x1 - x0, y1 - y0] * 2, np.float32) / np.array([*size, *size], np.float32)
+        boxes.append(theirs_O4 * share + np.array([x0, y0, x0, y0], np.float32))
+    return out_HWC, np.concatenate(boxes)
+
+
+def _window(rgb_HWC: Picture, boxes_O4: Boxes, size: tuple[int, int], rng: np.random.Generator) -> Sample:
+    """A window of this size somewhere in the picture, and what it leaves of the boxes."""
+    (w, h), (height, width) = size, rgb_HWC.shape[:2]
     x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
     kept = _inside_share(boxes_O4, np.array([x, y, x + w, y + h], np.float32)) >= CROP_KEPT_MIN
     moved_O4 = np.clip(boxes_O4[kept] - [x, y, x, y], 0, [w, h, w, h]).astype(np.float32)
@@ -349,19 +391,9 @@ def rate(settings: DetectorTraining, t: int) -> float:
     return float(settings.rate * 0.1**falls)
 
 
-def overlaps(one_A4: Boxes, other_B4: Boxes) -> NDArray[np.float64]:
-    """IoU [A, B] of boxes."""
-    a_A4, b_B4 = one_A4.astype(np.float64), other_B4.astype(np.float64)
-    low = np.maximum(a_A4[:, None, :2], b_B4[None, :, :2])
-    high = np.minimum(a_A4[:, None, 2:], b_B4[None, :, 2:])
-    both_AB = np.clip(high - low, 0, None).prod(2)
-    area_A, area_B = (a_A4[:, 2:] - a_A4[:, :2]).prod(1), (b_B4[:, 2:] - b_B4[:, :2]).prod(1)
-    return np.asarray(both_AB / np.maximum(area_A[:, None] + area_B[None] - both_AB, 1e-9))
-
-
 def covered(truth_T4: Boxes, found_O4: Boxes) -> NDArray[np.bool_]:
     """Which true boxes some region covers, at an IoU of half."""
-    return np.asarray(overlaps(truth_T4, found_O4).max(1, initial=0.0) >= RECALL_IOU)
+    return np.asarray(detector.overlaps(truth_T4, found_O4).max(1, initial=0.0) >= RECALL_IOU)
 
 
 def wanted(truth_T4: Boxes) -> Boxes:

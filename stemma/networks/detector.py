@@ -4,7 +4,7 @@ Shape letters: B pictures; H, W rows and columns; C channels; O objects. Boxes a
 right, y down, edges between pixels.
 
 Both sizes are torchvision's ``FasterRCNN``. ``paper`` is ResNet50-FPN with its own defaults; ``starter`` sees a picture
-at 320 px through EfficientNet-Lite0 and a feature pyramid of two maps. Both know one class: an object.
+at 416 px through EfficientNet-Lite0 and a feature pyramid of two maps. Both know one class: an object.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ DetectorSize = Literal["starter", "paper"]
 
 CLASSES = 2
 """Background, and an object: class-agnostic."""
-SIDE_PX = 320
+SIDE_PX = 416
 STRIDE_PX = 32
 CHANNELS = 96
 DEEP_CHANNELS = 192
-ANCHOR_SIDES_PX = ((40, 72), (128, 224))
+ANCHOR_SIDES_PX = ((52, 94), (166, 291))
 """On the maps of stride 16 and 32, at ratios 1:2, 1:1 and 2:1."""
 ANCHOR_RATIOS = (0.5, 1.0, 2.0)
 ROI_BINS = 5
 REPRESENTATION = 256
 PROPOSALS_TRAIN, PROPOSALS_TEST = 300, 150
 SAMPLED_ANCHORS, SAMPLED_BOXES = 128, 64
-NMS_IOU = 0.5
-SCORE_MIN = 0.01
+REACH_IOU = (0.4, 0.7)
+"""A box stands for another not at all below the first IoU, and wholly from the second on (``covering``)."""
 PAPER_SIDE_PX = 1024
 """Longest side (OE-SIR 4.1)."""
 GRID = ((0.72, 2), (0.5, 3), (0.34, 3))
@@ -93,9 +93,18 @@ def build(size: DetectorSize, trunk: Lite0 | None = None) -> FasterRCNN:
     from torchvision.models.detection.rpn import AnchorGenerator
     from torchvision.ops import MultiScaleRoIAlign
 
+    # every proposal comes out, however it overlaps: ``covering`` chooses among them
+    every = {"box_score_thresh": 0.0, "box_nms_thresh": 1.0}
     if size == "paper":
         made: FasterRCNN = fasterrcnn_resnet50_fpn(
-            weights=None, weights_backbone=None, num_classes=CLASSES, min_size=PAPER_SIDE_PX, max_size=PAPER_SIDE_PX
+            weights=None,
+            weights_backbone=None,
+            num_classes=CLASSES,
+            min_size=PAPER_SIDE_PX,
+            max_size=PAPER_SIDE_PX,
+            rpn_post_nms_top_n_test=PROPOSALS_TEST,
+            box_detections_per_img=PROPOSALS_TEST,
+            **every,
         )
         return made
     return FasterRCNN(
@@ -115,9 +124,9 @@ def build(size: DetectorSize, trunk: Lite0 | None = None) -> FasterRCNN:
         box_head=TwoMLPHead(CHANNELS * ROI_BINS**2, REPRESENTATION),
         box_predictor=FastRCNNPredictor(REPRESENTATION, CLASSES),
         box_batch_size_per_image=SAMPLED_BOXES,
-        box_score_thresh=SCORE_MIN,
-        box_nms_thresh=NMS_IOU,
+        box_detections_per_img=PROPOSALS_TEST,
         size_divisible=STRIDE_PX,
+        **every,
     )
 
 
@@ -166,8 +175,8 @@ class Detector:
         return cls(filled(card, tensors), size=settings.size, device=settings.device)
 
     def detect(self, rgb_HWC: Picture, most: int) -> tuple[Boxes, NDArray[np.float32]]:
-        """(boxes [O, 4] in pixels, scores [O] in 0..1) of at most ``most`` objects, best first; those that overlap a
-        better one by half are left out. Raises ``ValueError`` for anything but a uint8 RGB picture."""
+        """(boxes [O, 4] in pixels, scores [O] in 0..1) of at most ``most`` objects of 32 px or more, in the order of
+        ``covering``. Raises ``ValueError`` for anything but a uint8 RGB picture."""
         if rgb_HWC.dtype != np.uint8 or rgb_HWC.ndim != 3 or rgb_HWC.shape[2] != 3 or not rgb_HWC.size:
             raise ValueError(f"a picture is uint8 [H, W, 3], not {rgb_HWC.dtype} {list(rgb_HWC.shape)}")
         if min(rgb_HWC.shape[:2]) < OBJECT_SIDE_PX_MIN:
@@ -178,7 +187,41 @@ class Detector:
         with torch.inference_mode():
             image_3HW = torch.tensor(np.ascontiguousarray(rgb_HWC)).to(self._device).permute(2, 0, 1).float()
             found: dict[str, Any] = self._network([image_3HW / self._divisor])[0]
-        return found["boxes"][:most].cpu().numpy(), found["scores"][:most].cpu().numpy()
+        boxes_O4, scores_O = found["boxes"].cpu().numpy(), found["scores"].cpu().numpy()
+        kept_O = large(boxes_O4)
+        boxes_O4, scores_O = boxes_O4[kept_O], scores_O[kept_O]
+        chosen = covering(boxes_O4, scores_O, most)
+        return boxes_O4[chosen], scores_O[chosen]
+
+
+def covering(boxes_O4: Boxes, scores_O: NDArray[np.float32], most: int) -> NDArray[np.intp]:
+    """Which at most ``most`` boxes stand for the others best, the most useful first.
+
+    Every box is a guess at where an object is, as likely as its score. Greedily, each next box is the one that adds
+    most to the guesses that lie near a chosen one, weighed by their scores: a box in the midst of many that agree goes
+    before a slightly better one at their edge, and none repeats another. The best by score, without those that overlap
+    a better one by half, cover fewer objects (docs/training.md).
+    """
+    near_OO = np.clip((overlaps(boxes_O4, boxes_O4) - REACH_IOU[0]) / (REACH_IOU[1] - REACH_IOU[0]), 0, 1)
+    reached_O, chosen = np.zeros(len(boxes_O4)), list[int]()
+    for _ in range(min(most, len(boxes_O4))):
+        gain_O = np.maximum(near_OO - reached_O, 0) @ scores_O.astype(np.float64)
+        best = int(gain_O.argmax())
+        if gain_O[best] <= 0:
+            break
+        chosen.append(best)
+        reached_O = np.maximum(reached_O, near_OO[best])
+    return np.array(chosen, np.intp)
+
+
+def overlaps(one_A4: Boxes, other_B4: Boxes) -> NDArray[np.float64]:
+    """IoU [A, B] of boxes."""
+    a_A4, b_B4 = one_A4.astype(np.float64), other_B4.astype(np.float64)
+    low = np.maximum(a_A4[:, None, :2], b_B4[None, :, :2])
+    high = np.minimum(a_A4[:, None, 2:], b_B4[None, :, 2:])
+    both_AB = np.clip(high - low, 0, None).prod(2)
+    area_A, area_B = (a_A4[:, 2:] - a_A4[:, :2]).prod(1), (b_B4[:, 2:] - b_B4[:, :2]).prod(1)
+    return np.asarray(both_AB / np.maximum(area_A[:, None] + area_B[None] - both_AB, 1e-9))
 
 
 def grid(width: int, height: int) -> Boxes:
@@ -191,11 +234,9 @@ def grid(width: int, height: int) -> Boxes:
 
 
 def regions(rgb_HWC: Picture, detector: Detector, most: int) -> tuple[Boxes, NDArray[np.float32]]:
-    """(boxes [O, 4] in pixels, scores [O]) of the detector's objects; where it finds none of
-    32 px or more, of the grid, all 0."""
-    boxes_O4, scores_O = detector.detect(rgb_HWC, 4 * most)
-    kept_O = large(boxes_O4)
-    if kept_O.any():
-        return boxes_O4[kept_O][:most], scores_O[kept_O][:most]
+    """(boxes [O, 4] in pixels, scores [O]) of the detector's objects; where it finds none, of the grid, all 0."""
+    boxes_O4, scores_O = detector.detect(rgb_HWC, most)
+    if len(boxes_O4):
+        return boxes_O4, scores_O
     fallback_O4 = grid(rgb_HWC.shape[1], rgb_HWC.shape[0])
     return fallback_O4, np.zeros(len(fallback_O4), np.float32)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -304,7 +305,12 @@ class Slow(House):
         raise AssertionError("nobody sets it")
 
 
-@pytest.mark.parametrize("kind", [Down, Slow])
+class Broken(House):
+    async def verify(self, pixels: Pixels, described: Described, hits: Any, copies: Sequence[bytes]) -> list[Donor]:
+        raise cv2.error("(-215:Assertion failed)")
+
+
+@pytest.mark.parametrize("kind", [Down, Slow, Broken])
 @pytest.mark.parametrize("about", [STRANGER, CHANGED])
 def test_a_finder_that_fails_costs_the_donors_and_not_the_answer(kind: type[House], about: dict[str, Any]) -> None:
     result = ask(kind(**about, given={5: 0.9}, copies=(_clone(0.8),)), deadline_ms=300.0)

@@ -206,5 +206,11 @@ def test_only_an_unknown_picture_with_a_donor_that_is_shown_is_spliced(found: li
     sure = [one.probability for one in found if one.shown and not one.clone]
     if before == "unknown" and sure:
         assert after == replace(decision, verdict="spliced", confidence=max(sure))
+    elif before == "unknown":
+        # and whatever gave it, if anything did, is none of these
+        assert after == replace(decision, confidence=after.confidence)
+        assert after.confidence == pytest.approx(
+            0.5 * min([1 - one.probability for one in found if not one.clone] + [1])
+        )
     else:
         assert after is decision
