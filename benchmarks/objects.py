@@ -42,6 +42,7 @@ from stemma.index.partition import Partition
 
 IMAGES = 100_000_000
 EACH = OBJECTS_MAX + 1
+PAPER_OBJECTS = 8
 TIMED_IMAGES = 1_500
 ROUNDS = 9
 SCALE = 127.0
@@ -73,7 +74,7 @@ def memory(images: int = IMAGES, each: int = EACH) -> dict[str, Any]:
         "scanned_gb": _gb(sum(total[name] for name in SCANNED)),
         "mapped_gb": _gb(sum(size for name, size in total.items() if name not in SCANNED)),
         "codes_gib": round(total["object_codes.u8"] / 2**30, 2),
-        "paper_codes_gib": round(IMAGES * OBJECTS_MAX * CODE_BYTES["objects"] / 2**30, 2),
+        "paper_codes_gib": round(IMAGES * PAPER_OBJECTS * CODE_BYTES["objects"] / 2**30, 2),
     }
 
 

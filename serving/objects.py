@@ -1,4 +1,4 @@
-"""The finder as a Serve deployment: the plain ``Finder``, its concurrent calls batched without anybody waiting.
+"""The finder as a Serve deployment: the plain ``Finder``, its concurrent calls one after the other.
 
 A query travels at working size; beside it go its objects' vectors, or its hits and their working copies as JPEG, 1 MB
 for the twenty that are verified. Nothing is decoded before it is here.
@@ -6,16 +6,15 @@ for the twenty that are verified. Nothing is decoded before it is here.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 from ray import serve
 
 from serving.comparator import one_thread
+from serving.turns import Turns
 from stemma.clones import Clone
 from stemma.config import Settings
-from stemma.errors import StemmaError
 from stemma.finder import Finder
 from stemma.flow import Bytes3, Described, Float, ObjectHit, Objects
 from stemma.splice import Donor
@@ -24,6 +23,8 @@ from stemma.vision.geometry import Map33
 NAME = "objects"
 WAITING_MAX = 32
 """Calls that a replica holds, one of them at work."""
+VERIFIED, DESCRIBED, STORED = range(3)
+"""What goes first: the last step of a query, its first one, a picture that is ingested."""
 
 
 class FinderReplica:
@@ -36,43 +37,25 @@ class FinderReplica:
         if settings.objects.device == "cpu":
             one_thread()
         self._finder = Finder.checked(settings.objects, settings.encoder.weights)
+        self._turns = Turns()
 
     async def objects(self, rgb_HWC: Bytes3) -> Objects:
         """What a stored picture, uint8 [H, W, 3] at working size, is found by."""
-        return cast(Objects, await self._done(lambda: self._finder.objects(rgb_HWC)))
+        return await self._turns.run(STORED, lambda: self._finder.objects(rgb_HWC))
 
     async def describe(self, rgb_HWC: Bytes3, box_O4: Float | None) -> Described:
         """See ``Finder.describe``."""
-        return cast(Described, await self._done(lambda: self._finder.describe(rgb_HWC, box_O4)))
+        return await self._turns.run(DESCRIBED, lambda: self._finder.describe(rgb_HWC, box_O4))
 
     async def verify(
         self, rgb_HWC: Bytes3, described: Described, hits: Sequence[ObjectHit], copies: Sequence[bytes]
     ) -> list[Donor]:
         """See ``Finder.verify``."""
-        return cast("list[Donor]", await self._done(lambda: self._finder.verify(rgb_HWC, described, hits, copies)))
+        return await self._turns.run(VERIFIED, lambda: self._finder.verify(rgb_HWC, described, hits, copies))
 
     async def clones(self, rgb_HWC: Bytes3, box_O4: Float, host: bytes, transform_33: Map33) -> list[Clone]:
         """See ``Finder.clones``."""
-        return cast("list[Clone]", await self._done(lambda: self._finder.clones(rgb_HWC, box_O4, host, transform_33)))
-
-    async def _done(self, work: Callable[[], Any]) -> Any:
-        said = await cast(Callable[..., Any], self._batched)(work)
-        if isinstance(said, StemmaError):
-            raise said
-        return said
-
-    @serve.batch(max_batch_size=1, batch_wait_timeout_s=0)  # type: ignore[untyped-decorator]
-    async def _batched(self, asked: list[Callable[[], Any]]) -> list[Any]:
-        # A batch of one: what is asked differs from call to call, and on one core it would only make the first wait.
-        # What nobody waits for any longer is left out of it before it begins.
-        return [await asyncio.to_thread(_said, work) for work in asked]
-
-
-def _said(work: Callable[[], Any]) -> Any:
-    try:
-        return work()
-    except StemmaError as error:
-        return error
+        return await self._turns.run(DESCRIBED, lambda: self._finder.clones(rgb_HWC, box_O4, host, transform_33))
 
 
 def finder_app(settings: Settings) -> Any:

@@ -8,7 +8,6 @@ pixels of the working copy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
 
 import numpy as np
 
@@ -114,16 +113,16 @@ class Finder:
     ) -> list[splice.Donor]:
         """Each hit's own object matched with the query's, the likeliest donor first; ``donors`` are the hits' working
         copies. Raises ``Corrupt`` for one that cannot be read."""
-        return self.verify_pictures(rgb_HWC, described, hits, _Decoded(donors))
+        return self.verify_pictures(rgb_HWC, described, hits, lambda place: read_working_copy(donors[place]))
 
     def verify_pictures(
-        self, rgb_HWC: Picture, described: Described, hits: Sequence[ObjectHit], pictures: Sequence[Picture]
+        self, rgb_HWC: Picture, described: Described, hits: Sequence[ObjectHit], picture_of: splice.PictureOf
     ) -> list[splice.Donor]:
         """As ``verify``, of working copies that are decoded."""
         return splice.verified(
             splice.Query(rgb_HWC, described.box_O4, self._encoder.cells),
             hits,
-            pictures,
+            picture_of,
             cells_of=self._encoder.cells,
             chance=self._chance,
             hubness_VO=described.hubness_VO,
@@ -133,25 +132,6 @@ class Finder:
     def clones(self, rgb_HWC: Picture, box_O4: Float, host: bytes, transform_33: Map33) -> list[clones.Clone]:
         """Those of the boxes that show another place of the host; ``transform_33`` lays the query over the host."""
         return clones.find(rgb_HWC, box_O4, read_working_copy(host), transform_33)
-
-
-class _Decoded(Sequence[Picture]):
-    """Working copies, decoded when asked: most of them are not."""
-
-    def __init__(self, copies: Sequence[bytes]) -> None:
-        self._copies = copies
-
-    def __len__(self) -> int:
-        return len(self._copies)
-
-    @overload
-    def __getitem__(self, place: int) -> Picture: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Picture]: ...
-    def __getitem__(self, place: int | slice) -> Picture | Sequence[Picture]:
-        if isinstance(place, slice):
-            return [read_working_copy(copy) for copy in self._copies[place]]
-        return read_working_copy(self._copies[place])
 
 
 def _within(box_O4: Float, rgb_HWC: Picture) -> Float:

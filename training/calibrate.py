@@ -154,8 +154,8 @@ def outcomes(network: EncoderNetwork, card: weights_files.Card, data: Path) -> l
 
 
 def choose_threshold(found_scores: Sequence[float], other_scores: Sequence[float]) -> float:
-    """A quarter of the way from the bound that keeps strangers out to the one that misses few, or the first where it asks
-    for more.
+    """A quarter of the way from the bound that keeps strangers out to the one that misses few, or the first bound where
+    it asks for more.
 
     ``found_scores`` are those of queries whose original is there (0.0 where another one scored higher).
     """

@@ -28,14 +28,15 @@ from training import detector, export, labelling, loop, splices, split
 from training.recipe import TrainingConfig
 
 WHAT = {
-    "starter": "Faster R-CNN, one class, at 320 px: EfficientNet-Lite0 to its stage of 192 channels, a pyramid of two "
+    "starter": "Faster R-CNN, one class, at 416 px: EfficientNet-Lite0 to its stage of 192 channels, a pyramid of two "
     "maps, averaged weights in float16 (stemma/networks/detector.py).",
     "paper": "Faster R-CNN ResNet50-FPN of torchvision, one class, averaged weights in float16.",
 }
 DATA = (
-    "photos/train of the development data, the 501 of training/split.json: boxes of instances.json (COCO 2017) on "
-    "74 of them, of YOLOX-nano (Megvii, Apache-2.0) on the others, each as often as boxes of its score are right; "
-    "objects of the 74 pasted into half of the pictures; checkpoint chosen on photos/val."
+    "photos/train of the development data, the 501 of training/split.json, and 76 unedited pictures of tamper/train "
+    "(COCO 2017) that are in no part of photos: boxes of instances.json (COCO 2017) on 74 of them, of YOLOX-nano "
+    "(Megvii, Apache-2.0) on the others, each as often as boxes of its score are right; mosaics of four, and objects "
+    "of the 74 pasted into half of the pictures; checkpoint chosen on photos/val."
 )
 LICENCES = (
     "network trunk: EfficientNet-Lite0, Apache-2.0",

@@ -1,6 +1,6 @@
 """What a donor is worth: the probability that a verified hit gave the object, fitted on rendered splices.
 
-    python -m training.donors --data DIR [--out FOLDER] [--write]      eight minutes
+    python -m training.donors --data DIR [--out FOLDER] [--write]      eleven minutes
     python -m training.donors --data DIR --objects 1,2,4,8             R@1 and R@10 by objects kept of a photograph
 
 Splices of objects of the 501 training photographs, into others of them, are asked of all training and validation
@@ -19,7 +19,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import cv2
 import numpy as np
@@ -38,14 +38,14 @@ from training import splices, split, views
 from training.data import Photographs
 
 SEED = 41
-FITTED, MEASURED = 60, 79
+FITTED, MEASURED = 120, 79
 """Splices asked for the fit, and objects of the calibration photographs asked for the figures."""
 STRANGERS_FITTED, STRANGERS = 120, 75
 """Questions without a donor, for the weights and for the figures; the threshold is fitted on one of every training
 photograph that nobody annotated."""
 FALSE_MAX = 0.01
 """Share of the fit's questions without a donor that may be shown one: some photographs share a thing."""
-LOST_MAX = 0.01
+LOST_MAX = 0.02
 """Of the donors that verification finds, so many may be given up for hits that need no verification."""
 SLACK = 0.02
 """Beyond the farthest of those: others are farther yet."""
@@ -170,8 +170,7 @@ def answers(finder: Finder, shelf: Gallery, questions: Sequence[Question]) -> li
     asked = []
     for number, one in enumerate(questions):
         listed = splice.shortlist(one.hits, one.described.hubness_VO, [one.host])
-        pictures = Shelved(shelf.photographs, [hit.row for hit in listed])
-        found = finder.verify_pictures(one.rgb_HWC, one.described, listed, pictures)
+        found = finder.verify_pictures(one.rgb_HWC, one.described, listed, _pictures(shelf, listed))
         right = [each for each in found if each.hit.row == one.donor and each.mask is not None]
         ious = [mask_iou(each.mask, one.mask_HW) for each in right if each.mask and one.mask_HW is not None]
         kept = tuple(replace(each, mask=None) for each in found)
@@ -180,23 +179,8 @@ def answers(finder: Finder, shelf: Gallery, questions: Sequence[Question]) -> li
     return asked
 
 
-class Shelved(Sequence[Picture]):
-    """Photographs of some rows, decoded when asked."""
-
-    def __init__(self, photographs: Photographs, rows: Sequence[int]) -> None:
-        self._photographs, self._rows = photographs, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, place: int) -> Picture: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Picture]: ...
-    def __getitem__(self, place: int | slice) -> Picture | Sequence[Picture]:
-        if isinstance(place, slice):
-            return [self._photographs[row] for row in self._rows[place]]
-        return self._photographs[self._rows[place]]
+def _pictures(shelf: Gallery, hits: Sequence[ObjectHit]) -> splice.PictureOf:
+    return lambda place: shelf.photographs[hits[place].row]
 
 
 def mask_iou(mask: tuple[Sequence[int], Picture], truth_HW: Picture) -> float:
@@ -255,10 +239,23 @@ def logistic(x_NF: NDArray[np.float64], right_N: NDArray[np.bool_]) -> tuple[flo
 
 
 def damped_max_of(spliced: Sequence[Asked], chance: splice.Chance) -> float:
-    """Damped distance above which a hit has no hope: of the donors that verification finds ``LOST_MAX`` lie above."""
-    right = [one for asked in spliced for one in asked.found if one.hit.row == asked.donor]
-    found = [one.damped for one in right if chance.of(one.match, one.damped) >= splice.OUTLINED_MIN]
-    return round(float(np.quantile(found, 1 - LOST_MAX, method="higher")) + SLACK, 3) if found else DISTANCE_MAX
+    """Damped distance above which a hit behind the first ``VERIFIED_FIRST`` has no hope: of the donors that
+    verification finds at most ``LOST_MAX`` lie there. Lowest of all where none lies behind the first."""
+    behind, count = list[float](), 0
+    for asked in spliced:
+        for place, one in enumerate(sorted(asked.found, key=_listed)):
+            if one.hit.row == asked.donor and chance.of(one.match, one.damped) >= splice.OUTLINED_MIN:
+                count += 1
+                if place >= splice.VERIFIED_FIRST:
+                    behind.append(one.damped)
+    if not count:
+        return DISTANCE_MAX
+    kept = sorted(behind, reverse=True)[int(LOST_MAX * count) :]
+    return round(kept[0] + SLACK, 3) if kept else -DISTANCE_MAX
+
+
+def _listed(one: splice.Donor) -> tuple[float, str]:
+    return splice.listed(one.hit, one.damped)
 
 
 def weights_of(spliced: Sequence[Asked], strangers: Sequence[Asked]) -> tuple[float, ...]:

@@ -232,7 +232,9 @@ class ObjectEncoder:
                 return self._rois(rgb_HWC, box_O4)
             parts = []
             for start in range(0, len(box_O4), PASS_CROPS):
-                crops = [crop(rgb_HWC, box, CROP_SIDE_PX) for box in box_O4[start : start + PASS_CROPS]]
+                crops = [
+                    crop(rgb_HWC, box, CROP_SIDE_PX, EMBEDDED_MARGIN) for box in box_O4[start : start + PASS_CROPS]
+                ]
                 top_BCHW, cells_BCHW = self._maps(np.stack(crops), deep=True)
                 parts.append(starter_features(top_BCHW, cells_BCHW).cpu().numpy())
         return np.concatenate(parts)

@@ -16,7 +16,7 @@ def sums() -> dict[str, Any]:
 
 
 def test_a_hundred_million_images_by_hand(sums: dict[str, Any]) -> None:
-    objects = 100_000_000 * 9
+    objects = 100_000_000 * 17
     assert sums["codes_gb"] == pytest.approx(objects * 32 / 1e9)
     assert sums["vectors_gb"] == pytest.approx(objects * 256 / 1e9)
     assert sums["boxes_gb"] == pytest.approx(objects * 16 / 1e9)
@@ -36,6 +36,6 @@ def test_the_docs_hold_the_sums_that_the_command_prints(sums: dict[str, Any]) ->
 
 def test_both_searches_are_timed() -> None:
     figures = measure(rounds=1, timed_images=30)
-    assert figures["objects_per_image"] == 9
+    assert figures["objects_per_image"] == 17
     assert figures["image_ms"] > 0 and figures["objects_ms"] > 0
     assert figures["objects_vs_image"] == pytest.approx(figures["objects_ms"] / figures["image_ms"], rel=0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from stemma.config import ObjectSettings
 from stemma.errors import BadRequest, Corrupt
 from stemma.networks import detector, weights
 from stemma.networks.backbones import Lite0, parameter_count
-from stemma.networks.detector import Detector
+from stemma.networks.detector import REACH_IOU, Detector
+from stemma.networks.objects import large
+from stemma.splice import overlap
 
 STARTER_BYTES_MAX = 8_000_000
 
@@ -58,10 +61,11 @@ def test_training_leaves_statistics_and_frozen_stages_alone() -> None:
     assert learned == {"deep", "pyramid"}
 
 
-def test_boxes_lie_in_the_picture_best_first() -> None:
+def test_boxes_lie_in_the_picture() -> None:
     found = Detector(random_network(), size="starter")  # type: ignore[arg-type]
     box_O4, score_O = found.detect(picture(), 5)
-    assert len(box_O4) <= 5 and (np.diff(score_O) <= 0).all()
+    assert 0 < len(box_O4) == len(score_O) <= 5 and ((score_O > 0) & (score_O < 1)).all()
+    assert large(box_O4).all()
     assert (box_O4 >= -1e-3).all() and (box_O4[:, [0, 2]] <= 200.01).all() and (box_O4[:, [1, 3]] <= 120.01).all()
     again, _ = found.detect(picture(), 5)
     assert np.array_equal(again, box_O4)
@@ -100,17 +104,57 @@ def test_a_line_of_pixels_holds_no_objects(height: int, width: int) -> None:
     assert boxes_O4.shape == (0, 4) and scores_O.shape == (0,)
 
 
-def test_small_boxes_are_no_regions() -> None:
-    class Sharp(Detector):
-        def __init__(self) -> None:
-            pass
+boxes = st.lists(
+    st.tuples(st.floats(0, 60), st.floats(0, 60), st.floats(4, 40), st.floats(4, 40), st.floats(0.01, 1)),
+    min_size=1,
+    max_size=9,
+)
 
-        def detect(self, rgb_HWC: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-            boxes = np.array([[0, 0, 20, 90], [0, 0, 50, 50], [10, 10, 90, 60], [5, 5, 95, 95]], np.float32)
-            return boxes[:most], np.linspace(0.9, 0.1, 4, dtype=np.float32)[:most]
 
-    boxes, scores = detector.regions(picture(), Sharp(), 2)
-    assert boxes.tolist() == [[0, 0, 50, 50], [10, 10, 90, 60]] and (np.diff(scores) < 0).all()
+def useful(box_O4: np.ndarray, score_O: np.ndarray, chosen: Sequence[int]) -> float:
+    """The slow twin's measure: guesses near a chosen box, weighed by their scores."""
+    total = 0.0
+    for guess, score in zip(box_O4, score_O, strict=True):
+        nearest = max((overlap(guess.tolist(), box_O4[at].tolist()) for at in chosen), default=0.0)
+        total += float(score) * min(max((nearest - REACH_IOU[0]) / (REACH_IOU[1] - REACH_IOU[0]), 0), 1)
+    return total
+
+
+def test_overlap_is_that_of_counted_pixels() -> None:
+    rng = np.random.default_rng(5)
+    corners = rng.integers(0, 20, (2, 6, 2))
+    boxes = np.concatenate([corners[0], corners[0] + 1 + rng.integers(1, 20, (6, 2))], 1).astype(np.float32)
+    found = detector.overlaps(boxes[:3], boxes[3:])
+    for i, one in enumerate(boxes[:3].astype(int)):
+        for j, other in enumerate(boxes[3:].astype(int)):
+            grid = np.zeros((2, 50, 50), bool)
+            grid[0, one[1] : one[3], one[0] : one[2]] = True
+            grid[1, other[1] : other[3], other[0] : other[2]] = True
+            assert found[i, j] == pytest.approx((grid[0] & grid[1]).sum() / (grid[0] | grid[1]).sum())
+
+
+@given(boxes, st.integers(1, 6))
+def test_each_next_box_adds_most(guesses: list[tuple[float, ...]], most: int) -> None:
+    box_O4 = np.array([(x, y, x + w, y + h) for x, y, w, h, _ in guesses], np.float32)
+    score_O = np.array([one[-1] for one in guesses], np.float32)
+    chosen = detector.covering(box_O4, score_O, most).tolist()
+    assert len(set(chosen)) == len(chosen) <= most
+    for place, at in enumerate(chosen):
+        before = chosen[:place]
+        gains = [useful(box_O4, score_O, [*before, each]) for each in range(len(box_O4))]
+        assert gains[at] == pytest.approx(max(gains), rel=1e-5)
+    if len(chosen) < most:
+        assert useful(box_O4, score_O, chosen) == pytest.approx(float(score_O.sum()), rel=1e-5)
+
+
+def test_of_no_guesses_none_is_chosen() -> None:
+    assert detector.covering(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), 8).tolist() == []
+
+
+def test_a_box_that_others_agree_with_goes_before_a_slightly_better_one() -> None:
+    box_O4 = np.array([[0, 0, 40, 40], [100, 0, 140, 40], [102, 0, 142, 40], [104, 0, 144, 40]], np.float32)
+    chosen = detector.covering(box_O4, np.array([0.6, 0.5, 0.5, 0.5], np.float32), 2)
+    assert chosen.tolist() == [1, 0]
 
 
 def test_weights_come_back_as_they_were_written(tmp_path: Path) -> None:

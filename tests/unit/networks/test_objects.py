@@ -46,6 +46,18 @@ def test_an_object_does_not_depend_on_its_company(finder: ObjectEncoder, scene: 
     assert len(finder.embed(picture, np.zeros((0, 4), np.float32)).embedding_OD) == 1
 
 
+def test_what_lies_around_an_object_has_no_part_in_it(finder: ObjectEncoder, scene: Scene) -> None:
+    """A pasted object lies in another scene; for local matching the crop still takes in some of it."""
+    picture, other = scene(2), scene(7)
+    for box in BOXES:
+        x0, y0, x1, y1 = (int(edge) for edge in box)
+        moved = other.copy()
+        moved[y0:y1, x0:x1] = picture[y0:y1, x0:x1]
+        both = [finder.embed(each, box[None]).embedding_OD[0] for each in (picture, moved)]
+        assert np.array_equal(*both)
+        assert not np.array_equal(finder.cells(picture, box), finder.cells(moved, box))
+
+
 def test_the_second_view_is_nearly_the_mirrored_pictures(finder: ObjectEncoder, scene: Scene) -> None:
     picture = scene(3)
     upright, both_VOD = finder.embed_views(picture, BOXES)

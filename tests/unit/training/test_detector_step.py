@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -113,8 +114,10 @@ def test_boxes_are_kept_as_often_as_they_are_right() -> None:
         chances=(np.array([1.0, 0.0]),),
     )
     samples = [detector.DetectionData(source, (), seed=1, side_px=128).sample(n) for n in range(12)]
-    # a crop may leave the first; the second, which is never right, does not appear
-    assert {len(found) for _, found in samples} <= {0, 1} and any(len(found) for _, found in samples)
+    # a crop or a mosaic may leave the first; the second, which is never right, does not appear
+    assert max(len(found) for _, found in samples) <= 4 and any(len(found) for _, found in samples)
+    single = detector.DetectionData(dataclasses.replace(source, chances=(np.zeros(2),)), (), seed=1, side_px=128)
+    assert not any(len(single.sample(n)[1]) for n in range(12))
 
 
 def test_the_pasted_object_hides_what_is_under_it() -> None:
@@ -150,23 +153,30 @@ def test_boxes_follow_crops_and_mirrors(seed: int) -> None:
         assert len(bright) < 0.5 * 40 * 30
 
 
+@given(st.integers(0, 5_000))
+def test_boxes_follow_into_a_mosaic(seed: int) -> None:
+    """Each of four bright rectangles keeps its colour, and its box, in a quarter of its own."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)):
+        rgb = np.zeros((int(rng.integers(96, 160)), int(rng.integers(96, 160)), 3), np.uint8)
+        x0, y0 = (int(rng.integers(0, size - 48)) for size in (rgb.shape[1], rgb.shape[0]))
+        rgb[y0 : y0 + 48, x0 : x0 + 48] = colour
+        samples.append((rgb, np.array([[x0, y0, x0 + 48, y0 + 48]], np.float32)))
+    out, moved = detector.mosaic(samples, rng)
+    assert out.shape == samples[0][0].shape
+    for x0, y0, x1, y1 in moved:
+        middle_3 = out[int((y0 + y1) / 2), int((x0 + x1) / 2)] > 127
+        bright = np.argwhere(((out > 127) == middle_3).all(2))
+        assert middle_3.any()
+        (top, left), (bottom, right) = bright.min(0), bright.max(0) + 1
+        # edges are resampled
+        assert [x0, y0, x1, y1] == pytest.approx([left, top, right, bottom], abs=2.5)
+
+
 def test_fitted_drops_what_is_too_small_to_see() -> None:
     rgb = np.zeros((200, 400, 3), np.uint8)
     boxes = np.array([[0, 0, 100, 100], [10, 10, 30, 30]], np.float32)
     out, kept = detector.fitted(rgb, boxes, 200)
     assert out.shape == (100, 200, 3) and kept.tolist() == [[0, 0, 50, 50]]
     assert len(detector.fitted(rgb, np.zeros((0, 4), np.float32), 200)[1]) == 0
-
-
-def test_overlap_is_that_of_counted_pixels() -> None:
-    rng = np.random.default_rng(5)
-    corners = rng.integers(0, 20, (2, 6, 2))
-    boxes = np.concatenate([corners[0], corners[0] + 1 + rng.integers(1, 20, (6, 2))], 1).astype(np.float32)
-    found = detector.overlaps(boxes[:3], boxes[3:])
-    for i, one in enumerate(boxes[:3].astype(int)):
-        for j, other in enumerate(boxes[3:].astype(int)):
-            grid = np.zeros((2, 50, 50), bool)
-            grid[0, one[1] : one[3], one[0] : one[2]] = True
-            grid[1, other[1] : other[3], other[0] : other[2]] = True
-            assert found[i, j] == pytest.approx((grid[0] & grid[1]).sum() / (grid[0] | grid[1]).sum())
-    assert not detector.covered(boxes, np.zeros((0, 4), np.float32)).any()

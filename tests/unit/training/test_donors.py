@@ -94,11 +94,20 @@ def test_few_look_alikes_do_not_raise_the_threshold() -> None:
 
 
 def test_no_donor_that_was_found_is_without_hope() -> None:
+    """Those that come behind the first eight set the bound; those before it are verified in any case."""
     rng = np.random.default_rng(7)
     chance = splice.Chance(bias=-6.0, match=0.35, distance=-1.0)
-    sure = [donors.Asked(donor=0, found=(found(0, 40, rng.uniform(-0.6, 0.1)), found(1, 5))) for _ in range(50)]
-    most = donors.damped_max_of([*sure, donors.Asked(donor=0, found=(found(0, 0, 0.9),))], chance)
-    assert max(asked.found[0].damped for asked in sure) < most < 0.2
+    others = tuple(found(row, 5, -0.9) for row in range(1, splice.VERIFIED_FIRST + 1))
+    late = [donors.Asked(donor=0, found=(found(0, 40, rng.uniform(-0.6, 0.1)), *others)) for _ in range(40)]
+    early = [donors.Asked(donor=0, found=(found(0, 40, 0.8), found(1, 5, 0.9))) for _ in range(9)]
+    hopeless = donors.Asked(donor=0, found=(found(0, 0, 0.9), *others))
+    most = donors.damped_max_of([*late, *early, hopeless], chance)
+    assert max(asked.found[0].damped for asked in late) < most < 0.2
+    assert donors.damped_max_of(early, chance) == -4
+    # one of a hundred that are found may be lost, and no more than that
+    far = donors.Asked(donor=0, found=(found(0, 40, 0.7), *others))
+    assert donors.damped_max_of([*late, far], chance) > 0.7
+    assert donors.damped_max_of([*late, *early, *late, far], chance) < 0.2
     assert donors.damped_max_of([], chance) == 4
 
 

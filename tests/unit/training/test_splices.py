@@ -113,3 +113,26 @@ def test_a_seen_box_is_turned_back_with_its_object() -> None:
     for box, share in zip(box_N4, objects.MISSES, strict=True):
         assert np.abs(box - [60, 40, 140, 120]).max() <= share * 80 + 1e-3
     assert picture[80, 70, 2] > 150, "what was right is left now"
+
+
+def test_windows_are_on_each_thing_once_and_on_none_that_people_drew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {"images": [{"id": 1, "file_name": "a.jpg", "split": "train", "width": 200, "height": 160}]}
+    known["annotations"] = [{"image_id": 1, "bbox": [0, 0, 60, 60]}]  # type: ignore[dict-item]
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "instances.json").write_text(json.dumps(known))
+
+    class Drawn:
+        def __init__(self, _: Path) -> None: ...
+
+        def boxes(self, _: NDArray[np.uint8], score_min: float) -> NDArray[np.float32]:
+            # people's, one of its own, one too small, one of nearly everything
+            return np.array([[2, 2, 60, 60], [80, 80, 140, 150], [0, 90, 20, 150], [0, 0, 199, 159]], np.float32)
+
+    monkeypatch.setattr(objects.labelling, "Yolox", Drawn)
+    detected = np.array([[82, 80, 140, 148], [120, 0, 190, 60]], np.float32)
+    made = objects.windows(tmp_path, {0: donor(), 1: donor()}, ["a.jpg", "b.jpg"], lambda _: detected)  # type: ignore[arg-type]
+    boxes = {name: [cut.box for cut in made if cut.name == name] for name in ("a.jpg", "b.jpg")}
+    assert boxes["a.jpg"] == [(80, 80, 140, 150), (120, 0, 190, 60)]
+    assert boxes["b.jpg"] == [(2, 2, 60, 60), *boxes["a.jpg"]]
