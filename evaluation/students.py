@@ -111,7 +111,9 @@ class Pooled:
         self.keys = [(pooling, name) for pooling in POOLINGS for name in (TEACHER, *networks)]
 
     def __call__(self, rgb_HWC: Picture, box_O4: Boxes) -> dict[tuple[str, str], Rows]:
-        crops_OHWC = np.stack([objects.crop(rgb_HWC, box, objects.CROP_SIDE_PX) for box in box_O4])
+        crops_OHWC = np.stack(
+            [objects.crop(rgb_HWC, box, objects.CROP_SIDE_PX, objects.EMBEDDED_MARGIN) for box in box_O4]
+        )
         made = {("crops", name): gem(map_OCHW) for name, map_OCHW in self._maps(crops_OHWC).items()}
         box_O4_t = torch.from_numpy(np.asarray(box_O4, np.float32))
         for name, map_1CHW in self._maps(rgb_HWC[None]).items():

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from stemma import outline
 from stemma.flow import ObjectHit
 from stemma.networks import matching
+from stemma.networks.featureless import distinct_cells
 from stemma.networks.objects import crop_box, large
 from stemma.vision import geometry
 from stemma.vision.geometry import Map33, Picture
@@ -49,6 +50,10 @@ BACKGROUND_NEIGHBOURS = 10
 DAMPED_MIN = -0.5
 """Damped distance below which nearer says no more: pictures of a kind that the background lacks are all near to each
 other, and none is a donor that local matching does not find."""
+DISTINCT_CELLS_MIN = 184
+"""Of the 196 of a crop, at least so many resemble no cell elsewhere in it (``featureless.distinct_cells``): walls,
+foliage and skies, which repeat themselves, match each other at any place. Of 138 donors of splices none had fewer than
+188 in either crop; of fourteen false hits that were said to be donors with .76 or more four had fewer than 184."""
 SCALE_MIN, SCALE_MAX = 0.25, 4.0
 """Of a believable map from an object to its donor, as a change of length."""
 CLONE_IOU_MAX = 0.3
@@ -160,7 +165,7 @@ def verify(
 ) -> Donor:
     """Match the crop of the query's object with that of the hit's, in the view that the hit was found by.
 
-    Boxes under 32 px match nothing (``objects.OBJECT_SIDE_PX_MIN``).
+    Boxes under 32 px match nothing (``objects.OBJECT_SIDE_PX_MIN``), nor does what repeats itself.
     """
     size = (donor_HWC.shape[1], donor_HWC.shape[0])
     donor_box = in_pixels(hit.donor_box, size)
@@ -169,7 +174,8 @@ def verify(
     found = matching.match(ours_PF[None], theirs_PF[None])[0]
     transform_33, match = None, 0.0
     small = not large(np.array([query.box(hit.query_object), donor_box])).all()
-    if found.affine is not None and not small:
+    repeats = min(distinct_cells(cells_PF) for cells_PF in (ours_PF, theirs_PF)) < DISTINCT_CELLS_MIN
+    if found.affine is not None and not small and not repeats:
         box = query.box(hit.query_object, mirrored=hit.mirrored)
         there_33 = between_crops(found.affine, crop_box(box, query.size), crop_box(donor_box, size))
         if SCALE_MIN**2 <= abs(np.linalg.det(there_33[:2, :2])) <= SCALE_MAX**2:

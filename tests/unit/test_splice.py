@@ -237,6 +237,19 @@ def test_a_mask_reaches_where_either_box_does() -> None:
     assert splice.joined((50, 50, 100, 90), (220, 50, 280, 90), turned, SIZE) == (40, 50, 100, 90)
 
 
+@pytest.mark.parametrize("repeats", ["ours", "theirs", "neither"])
+def test_what_repeats_itself_matches_nothing(repeats: str) -> None:
+    """A wall matches a wall at any place, and perfectly: the upper half of these cells is seen again in the lower."""
+    plain = cell_codes(5)
+    wall = plain.copy()
+    wall[CELL_COUNT // 2 :] = wall[: CELL_COUNT // 2]
+    ours, theirs = (wall if repeats == who else plain for who in ("ours", "theirs"))
+    picture = np.zeros((240, 320, 3), np.uint8)
+    query = splice.Query(picture, np.array([[30.0, 40.0, 130.0, 120.0]]), lambda *_: ours)
+    found = splice.verify(query, hit(1), picture, cells_of=lambda *_: theirs, chance=CHANCE, damped=-0.3)
+    assert (found.match > 0) == (found.transform_33 is not None) == (repeats == "neither")
+
+
 def test_nothing_is_verified_of_no_hits() -> None:
     query = splice.Query(np.zeros((240, 320, 3), np.uint8), np.zeros((0, 4)), patch_cells)
     hubness_VO = np.zeros((2, 0), np.float32)
