@@ -2,8 +2,8 @@
 
     python -m training.detector_weights --run FOLDER --data DIR [--out FOLDER]
 
-Recall is the share of objects that some region covers at IoU .5, on photographs that were not trained on: validation
-chose the checkpoint, calibration did not. Regions are those that donors are searched by (``stemma.networks.detector``);
+Recall is the share of objects that some region covers at IoU .5, on photographs that were not trained on; they chose
+among runs (docs/training.md). Regions are those that donors are searched by (``stemma.networks.detector``);
 none finds more than the ceiling, which the first 24 of them and the grid cover together.
 """
 
@@ -36,7 +36,8 @@ DATA = (
     "photos/train of the development data, the 501 of training/split.json, and 76 unedited pictures of tamper/train "
     "(COCO 2017) that are in no part of photos: boxes of instances.json (COCO 2017) on 74 of them, of YOLOX-nano "
     "(Megvii, Apache-2.0) on the others, each as often as boxes of its score are right; mosaics of four, and objects "
-    "of the 74 pasted into half of the pictures; checkpoint chosen on photos/val."
+    "of the 74 pasted into half of the pictures; run and checkpoint chosen by what they cover of photos/val and of the "
+    "200 calibration photographs."
 )
 LICENCES = (
     "network trunk: EfficientNet-Lite0, Apache-2.0",
