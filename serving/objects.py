@@ -1,7 +1,7 @@
 """The finder as a Serve deployment: the plain ``Finder``, its concurrent calls one after the other.
 
-A query travels at working size; beside it go its objects' vectors, or its hits and their working copies as JPEG, 1 MB
-for the twenty that are verified. Nothing is decoded before it is here.
+A query travels at working size; beside it go its objects' vectors, or its hits and their working copies as JPEG, half a
+megabyte for eight. Nothing is decoded before it is here.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -144,7 +145,9 @@ async def trace(sought: Sought, finder: Finder, shards: Shards, stages: Stages) 
     except StemmaError as error:
         traced.notes.append(f"{UNTRACED}: {error.detail}")
     except Exception as error:  # whatever it is (OpenCV's own, say), it costs the donors and never the answer
-        traced.notes.append(f"{UNTRACED}: {type(error).__name__}: {error}")
+        # what it says may hold a remote traceback, with paths: for who runs this, not for who asks
+        logging.getLogger(__name__).exception("the search for donors")
+        traced.notes.append(f"{UNTRACED}: an unforeseen {type(error).__name__}")
     return traced
 
 
@@ -175,7 +178,7 @@ async def _donors(sought: Sought, finder: Finder, shards: Shards, traced: Traced
     traced.notes += _partial(found)
     hits = [hit for hit in found.hits if isinstance(hit, ObjectHit)]
     most = min(splice.VERIFIED_MAX, VERIFIED_PER_OBJECT * len(described))
-    hits = splice.shortlist(hits, described.hubness_VO, sought.excluded, most)
+    hits = splice.shortlist(hits, described.hubness_VO, sought.excluded, most, card.damped_max)
     if not hits:
         return
     with stages.stage("donor_verify"):

@@ -80,8 +80,8 @@ class Finder:
         return self._encoder.card
 
     def judged_by(self, card: ObjectsCard) -> None:
-        """Take from this card what is verified and how probable a donor is."""
-        self._chance, self._damped_max = splice.Chance.fitted(card.donor), card.damped_max
+        """Take from this card how probable a donor is."""
+        self._chance = splice.Chance.fitted(card.donor)
 
     def objects(self, rgb_HWC: Picture) -> Objects:
         """What a stored picture is found by: its objects, best first, and the whole of it."""
@@ -126,7 +126,6 @@ class Finder:
             cells_of=self._encoder.cells,
             chance=self._chance,
             hubness_VO=described.hubness_VO,
-            damped_max=self._damped_max,
         )
 
     def clones(self, rgb_HWC: Picture, box_O4: Float, host: bytes, transform_33: Map33) -> list[clones.Clone]:

@@ -116,13 +116,18 @@ def damped(hit: ObjectHit, hubness_VO: Float) -> float:
 
 
 def shortlist(
-    hits: Sequence[ObjectHit], hubness_VO: Float, without: Iterable[int] = (), most: int = VERIFIED_MAX
+    hits: Sequence[ObjectHit],
+    hubness_VO: Float,
+    without: Iterable[int] = (),
+    most: int = VERIFIED_MAX,
+    damped_max: float = math.inf,
 ) -> list[ObjectHit]:
     """At most ``most`` hits to verify, none of the rows ``without``, by damped distance and the place of the query's
-    object (``PLACE_STEP``), then image_id."""
+    object (``PLACE_STEP``), then image_id; behind the first ``VERIFIED_FIRST`` none farther than ``damped_max``."""
     dropped = set(without)
     kept = [hit for hit in hits if hit.row not in dropped]
-    return sorted(kept, key=lambda hit: listed(hit, damped(hit, hubness_VO)))[:most]
+    order = sorted(kept, key=lambda hit: listed(hit, damped(hit, hubness_VO)))[:most]
+    return order[:VERIFIED_FIRST] + [hit for hit in order[VERIFIED_FIRST:] if damped(hit, hubness_VO) <= damped_max]
 
 
 def listed(hit: ObjectHit, damped: float) -> tuple[float, str]:
@@ -174,8 +179,7 @@ def verify(
     found = matching.match(ours_PF[None], theirs_PF[None])[0]
     transform_33, match = None, 0.0
     small = not large(np.array([query.box(hit.query_object), donor_box])).all()
-    repeats = min(distinct_cells(cells_PF) for cells_PF in (ours_PF, theirs_PF)) < DISTINCT_CELLS_MIN
-    if found.affine is not None and not small and not repeats:
+    if found.affine is not None and not small and not _repeats(ours_PF) and not _repeats(theirs_PF):
         box = query.box(hit.query_object, mirrored=hit.mirrored)
         there_33 = between_crops(found.affine, crop_box(box, query.size), crop_box(donor_box, size))
         if SCALE_MIN**2 <= abs(np.linalg.det(there_33[:2, :2])) <= SCALE_MAX**2:
@@ -193,6 +197,10 @@ def verify(
     )
 
 
+def _repeats(cells_PF: Int8) -> bool:
+    return distinct_cells(cells_PF) < DISTINCT_CELLS_MIN
+
+
 def verified(
     query: Query,
     hits: Sequence[ObjectHit],
@@ -201,21 +209,17 @@ def verified(
     cells_of: CellsOf,
     chance: Chance,
     hubness_VO: Float,
-    damped_max: float = math.inf,
 ) -> list[Donor]:
     """The donors that ``hits`` stand for, most probable first, the best ``OUTLINED_MAX`` of them refined and
     outlined where they are at all likely.
 
-    ``hits`` are in order (``shortlist``); behind the first ``VERIFIED_FIRST`` those farther than ``damped_max`` are no
-    donors, unverified. ``picture_of`` gives the working copy of the image of a hit, by its place; each is asked for
-    twice at most, and most of those that are not verified never. ``hubness_VO`` is of the query's objects, as the hits
-    number them.
+    ``picture_of`` gives the working copy of the image of a hit, by its place; each is asked for twice at most.
+    ``hubness_VO`` is of the query's objects, as the hits number them.
     """
     found = []
     for place, hit in enumerate(hits):
         off = damped(hit, hubness_VO)
-        if place < VERIFIED_FIRST or off <= damped_max:
-            found.append(verify(query, hit, picture_of(place), cells_of=cells_of, chance=chance, damped=off))
+        found.append(verify(query, hit, picture_of(place), cells_of=cells_of, chance=chance, damped=off))
     places = {hit.row: place for place, hit in enumerate(hits)}
     best = ranked(found)
     likely = [donor for donor in best[:OUTLINED_MAX] if donor.probability >= OUTLINED_MIN]

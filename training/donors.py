@@ -165,11 +165,11 @@ def question(
     return Question(host=host, donor=donor, rgb_HWC=rgb_HWC, described=described, hits=tuple(hits), mask_HW=mask_HW)
 
 
-def answers(finder: Finder, shelf: Gallery, questions: Sequence[Question]) -> list[Asked]:
+def answers(finder: Finder, shelf: Gallery, questions: Sequence[Question], damped_max: float) -> list[Asked]:
     """Put in order, verified, ranked and outlined, as a query is answered."""
     asked = []
     for number, one in enumerate(questions):
-        listed = splice.shortlist(one.hits, one.described.hubness_VO, [one.host])
+        listed = splice.shortlist(one.hits, one.described.hubness_VO, [one.host], damped_max=damped_max)
         found = finder.verify_pictures(one.rgb_HWC, one.described, listed, _pictures(shelf, listed))
         right = [each for each in found if each.hit.row == one.donor and each.mask is not None]
         ious = [mask_iou(each.mask, one.mask_HW) for each in right if each.mask and one.mask_HW is not None]
@@ -316,17 +316,16 @@ def fit_donors(data: Path, out: Path) -> weights_files.ObjectsCard:
             ask_splices(finder, shelf, [cuts[i] for i in shuffled], plain),
             ask_strangers(finder, shelf, plain[:: max(1, len(plain) // others)][:others]),
         )
-    finder.judged_by(dataclasses.replace(finder.card, damped_max=DISTANCE_MAX))
-    fit = [answers(finder, shelf, each) for each in asked["fit"]]
+    fit = [answers(finder, shelf, each, DISTANCE_MAX) for each in asked["fit"]]
     weights = weights_of(*fit)
     chance = splice.Chance.fitted(weights)
     card = dataclasses.replace(finder.card, donor=weights, damped_max=damped_max_of(fit[0], chance))
     finder.judged_by(card)
     # as they are answered when they are served, since that is when one is shown
     plain = [name for name in listed.train if name not in known]
-    shown_min = shown_min_of(answers(finder, shelf, ask_strangers(finder, shelf, plain)), chance)
+    shown_min = shown_min_of(answers(finder, shelf, ask_strangers(finder, shelf, plain), card.damped_max), chance)
     card = dataclasses.replace(card, donor_min=shown_min)
-    measured = [answers(finder, shelf, each) for each in asked["measure"]]
+    measured = [answers(finder, shelf, each, card.damped_max) for each in asked["measure"]]
     found = {
         part: figures(spliced, strangers, chance, shown_min)
         for part, (spliced, strangers) in (("fit", fit), ("measure", measured))

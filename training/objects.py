@@ -44,7 +44,6 @@ number: with 716 objects the donor of 79 splices came first in .59, among 20 in 
 YOLOX_SCORE_MIN = 0.2
 WINDOW_IOU_MAX = 0.5
 """Two windows of a photograph that overlap by more are one."""
-WINDOW_SHARE_MAX = 0.5
 WINDOW_POINTS = 40
 MISSES = (0.1, 0.25, 0.4)
 """How far each side of a pasted object's box is moved, as a share of its size, at most: one crop of a paste for each.
@@ -97,7 +96,7 @@ def windows(folder: Path, photographs: Photographs, names: Sequence[str], detect
         for box_4 in np.concatenate(drawn):
             width, height = (box_4[2:] - box_4[:2]).tolist()
             usable = min(width, height) > splices.OBJECT_SIDE_PX_MIN
-            usable &= width * height < WINDOW_SHARE_MAX * picture.shape[0] * picture.shape[1]
+            usable &= width * height < splices.OBJECT_SHARE_MAX * picture.shape[0] * picture.shape[1]
             if usable and overlaps(box_4[None], taken_O4).max(initial=0.0) <= WINDOW_IOU_MAX:
                 taken_O4 = np.concatenate([taken_O4, box_4[None]])
                 made.append(window(name, box_4.tolist()))

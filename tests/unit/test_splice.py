@@ -110,18 +110,9 @@ def test_a_thing_like_everything_is_damped_below_a_rare_one() -> None:
 @pytest.mark.parametrize(("most", "left"), [(-1.0, 8), (1.25, 13), (9.0, 20)])
 def test_hits_without_hope_are_left_behind_the_first(most: float, left: int) -> None:
     """The others' pictures are not even asked for."""
-    hits, blank = [hit(row, row / 10) for row in range(20)], np.zeros_like(cell_codes(1))
-    query = splice.Query(np.zeros((240, 320, 3), np.uint8), np.array([[30.0, 40.0, 130.0, 120.0]]), lambda *_: blank)
-    found = splice.verified(
-        query,
-        hits,
-        ([texture(3, 60, 60)] * left).__getitem__,
-        cells_of=lambda *_: blank,
-        chance=CHANCE,
-        hubness_VO=np.zeros((2, 1), np.float32),
-        damped_max=most,
-    )
-    assert sorted(one.hit.row for one in found) == list(range(left))
+    hits = [hit(row, row / 10) for row in range(20)]
+    kept = splice.shortlist(hits[::-1], np.zeros((2, 1), np.float32), damped_max=most)
+    assert [one.row for one in kept] == list(range(left))
 
 
 def test_chance_rises_with_the_match_and_falls_with_distance() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -34,7 +35,7 @@ def test_all_who_wait_are_served_in_order_and_one_at_a_time(asked: list[tuple[in
         first = asyncio.ensure_future(turns.run(9, opened.wait))
         await asyncio.sleep(0)
         tasks = [
-            asyncio.ensure_future(turns.run(rank, lambda n=number, f=fails: work(n, f)))  # type: ignore[misc]
+            asyncio.ensure_future(turns.run(rank, partial(work, number, fails)))
             for number, (rank, _, fails) in enumerate(asked)
         ]
         await asyncio.sleep(0)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from stemma.errors import NotFound
 from training import objects, splices
+from training.data import Photographs
 
 DONOR_SIZE, HOST_SIZE = (200, 160), (240, 180)
 CUT = splices.CutOut(
@@ -118,10 +119,13 @@ def test_a_seen_box_is_turned_back_with_its_object() -> None:
 def test_windows_are_on_each_thing_once_and_on_none_that_people_drew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = {"images": [{"id": 1, "file_name": "a.jpg", "split": "train", "width": 200, "height": 160}]}
-    known["annotations"] = [{"image_id": 1, "bbox": [0, 0, 60, 60]}]  # type: ignore[dict-item]
+    images = [{"id": 1, "file_name": "a.png", "split": "train", "width": 200, "height": 160}]
+    known = {"images": images, "annotations": [{"image_id": 1, "bbox": [0, 0, 60, 60]}]}
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "instances.json").write_text(json.dumps(known))
+    names = ["a.png", "b.png"]
+    for name in names:
+        assert cv2.imwrite(str(tmp_path / name), donor())
 
     class Drawn:
         def __init__(self, _: Path) -> None: ...
@@ -132,7 +136,7 @@ def test_windows_are_on_each_thing_once_and_on_none_that_people_drew(
 
     monkeypatch.setattr(objects.labelling, "Yolox", Drawn)
     detected = np.array([[82, 80, 140, 148], [120, 0, 190, 60]], np.float32)
-    made = objects.windows(tmp_path, {0: donor(), 1: donor()}, ["a.jpg", "b.jpg"], lambda _: detected)  # type: ignore[arg-type]
-    boxes = {name: [cut.box for cut in made if cut.name == name] for name in ("a.jpg", "b.jpg")}
-    assert boxes["a.jpg"] == [(80, 80, 140, 150), (120, 0, 190, 60)]
-    assert boxes["b.jpg"] == [(2, 2, 60, 60), *boxes["a.jpg"]]
+    made = objects.windows(tmp_path, Photographs(tmp_path, names), names, lambda _: detected)
+    boxes = {name: [cut.box for cut in made if cut.name == name] for name in names}
+    assert boxes["a.png"] == [(80, 80, 140, 150), (120, 0, 190, 60)]
+    assert boxes["b.png"] == [(2, 2, 60, 60), *boxes["a.png"]]
