@@ -180,7 +180,7 @@ class Detector:
         if rgb_HWC.dtype != np.uint8 or rgb_HWC.ndim != 3 or rgb_HWC.shape[2] != 3 or not rgb_HWC.size:
             raise ValueError(f"a picture is uint8 [H, W, 3], not {rgb_HWC.dtype} {list(rgb_HWC.shape)}")
         if min(rgb_HWC.shape[:2]) < OBJECT_SIDE_PX_MIN:
-            # nothing in it is large enough to be an object, and a line of pixels has no side left at 320 px
+            # nothing in it is large enough to be an object, and a line of pixels has no side left once it is resized
             return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
         if torch.get_num_threads() != 1:
             torch.set_num_threads(1)

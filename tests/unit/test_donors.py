@@ -25,7 +25,7 @@ from stemma.errors import Unavailable
 from stemma.flow import OBJECT_DIM, Described, Encoded, Found, Hit, Judged, ObjectHit, ObjectQuery, Pairing, Pixels
 from stemma.networks.weights import ComparatorCard, ObjectsCard
 from stemma.query import Engine, answer
-from stemma.splice import Donor
+from stemma.splice import VERIFIED_FIRST, Donor
 
 MATCH = 10.0
 SHOWN = 0.7
@@ -260,6 +260,14 @@ def test_at_most_so_many_come_the_likeliest_first(given_: dict[int, float], most
     assert [one.shown for one in result.donors] == [probability >= SHOWN for _, probability in wanted]
 
 
+@pytest.mark.parametrize(("damped_max", "verified"), [(9.0, 20), (-9.0, VERIFIED_FIRST)])
+def test_nothing_is_fetched_of_hits_that_are_not_verified(damped_max: float, verified: int) -> None:
+    """``House.verify`` holds copies to hits, and its donors are the hits that came to it."""
+    card = replace(OBJECTS, damped_max=damped_max)
+    result = ask(House(**STRANGER, given=dict.fromkeys(range(30), 0.1), card=card), donors=20)
+    assert len(result.donors) == verified
+
+
 def test_a_clone_is_a_donor_and_no_reason_for_a_verdict() -> None:
     result = ask(House(**CHANGED, copies=(_clone(0.95),), given={5: 0.9}))
     assert [(one.image_id, one.clone, one.shown) for one in result.donors] == [
@@ -321,6 +329,7 @@ def test_a_finder_that_fails_costs_the_donors_and_not_the_answer(kind: type[Hous
         without.candidates,
     )
     assert any(note.startswith(donors.UNTRACED) for note in result.notes)
+    assert not any("Assertion" in note for note in result.notes)  # that is for the log
     assert all(one.clone for one in result.donors)  # what was found before it failed stands
 
 
