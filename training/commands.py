@@ -90,6 +90,7 @@ def _fit(
     features: Annotated[
         Path | None, typer.Option(help="codec: features of views (.npz) as the export of these weights kept them")
     ] = None,
+    further: Annotated[Path | None, typer.Option(help="objects: folder of more photographs (.jpg) of your own")] = None,
 ) -> int:
     """Fit the starter's projections, codec or match threshold, the comparator's thresholds, the embedding of objects,
     or a collection's own codec.
@@ -109,15 +110,15 @@ def _fit(
     if what == "calibrate":
         return _calibrate(data, weights.resolve(out))
     if what == "objects":
-        return _objects(data, weights.resolve(out))
+        return _objects(data, weights.resolve(out), further)
     named = {"--data": data, "--out": out, "--features": features}
     return fit.main([what, *(part for name, path in named.items() if path is not None for part in (name, str(path)))])
 
 
-def _objects(data: Path, out: Path) -> int:
+def _objects(data: Path, out: Path, further: Path | None) -> int:
     from training.objects import fit_objects
 
-    card = fit_objects(data, out)
+    card = fit_objects(data, out, further)
     print(f"{out}: objects {card.digest[:12]}, scale {card.scale}")
     return 0
 

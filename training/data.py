@@ -90,6 +90,27 @@ def further_photographs(data: Path) -> tuple[str, ...]:
     return tuple(f"tamper/{pair['dir']}/original.jpg" for pair in own)
 
 
+def gathered_photographs(folder: Path, data: Path) -> tuple[str, ...]:
+    """Paths of the photographs in ``folder`` (``*.jpg``), in alphabetical order, but those near to one that calibrates,
+    validates, is held out or is in ``tamper/val`` (63-bit DCT hash, upright or mirrored, within 12 bits).
+
+    Raises ``NotFound`` where there are none.
+    """
+    paths = sorted(folder.glob("*.jpg"))
+    if not paths:
+        raise NotFound("there are no photographs (*.jpg) in the folder of further ones", subject=str(folder))
+    photos = data / "photos"
+    kept_apart = [
+        *(photos / "train" / name for name in split.load().calibrate),
+        *(path for part in ("val", "heldout") for path in sorted((photos / part).glob("*.jpg"))),
+        *sorted((data / "tamper" / "val").glob("*/*.jpg")),
+    ]
+    signs_NB = np.stack([split.hash_file(path)[0] for path in paths]).astype(np.float32) * 2 - 1
+    theirs_MB = np.concatenate([split.hash_file(path) for path in kept_apart]).astype(np.float32) * 2 - 1
+    near_N = (split.HASH_BITS - signs_NB @ theirs_MB.T).min(1) / 2 <= split.HASH_DISTANCE_MAX
+    return tuple(str(path.resolve()) for path, near in zip(paths, near_N, strict=True) if not near)
+
+
 def validation_photographs(data: Path) -> Photographs:
     """The 49 that choose checkpoints."""
     folder = data / "photos" / "val"

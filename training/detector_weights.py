@@ -24,7 +24,7 @@ from stemma.networks import detector as finders
 from stemma.networks import weights as files
 from stemma.networks.weights import DetectorCard
 from stemma.vision.geometry import Picture
-from training import detector, export, labelling, loop, splices, split
+from training import detection, detector, export, labelling, loop, splices, split
 from training.recipe import TrainingConfig
 
 WHAT = {
@@ -48,8 +48,8 @@ LIMITS = ("Objects under about 5% of the picture's side are not looked for.",)
 YOLOX_SCORE_MIN = 0.03
 REGIONS = (8, 24)
 SPLICES = 60
-BoxesOf = Callable[[Picture], detector.Boxes]
-Case = tuple[Picture, detector.Boxes]
+BoxesOf = Callable[[Picture], detection.Boxes]
+Case = tuple[Picture, detection.Boxes]
 """A picture and the objects [T, 4] that are to be found in it."""
 
 
@@ -97,7 +97,7 @@ def recalls(finder: finders.Detector, data: Path) -> dict[str, Any]:
     known, calibrate = splices.annotated(data), split.load().calibrate
     theirs = sorted(name for name, (part, _) in known.items() if part == "val")
     ours = sorted(name for name in calibrate if name in known)
-    pasted = detector.spliced(data, calibrate, "train", SPLICES)
+    pasted = detection.spliced(data, calibrate, "train", SPLICES)
     return {
         "validation": covered(ways, annotated(data, "val", theirs)),
         "calibration": covered(ways, annotated(data, "train", ours)),
@@ -111,7 +111,7 @@ def drawn(finder: finders.Detector, yolox: labelling.Yolox) -> dict[str, BoxesOf
     def regions(most: int) -> BoxesOf:
         return lambda picture: finders.regions(picture, finder, most)[0]
 
-    def grid(picture: Picture) -> detector.Boxes:
+    def grid(picture: Picture) -> detection.Boxes:
         return finders.grid(picture.shape[1], picture.shape[0])
 
     few, many = REGIONS
@@ -126,9 +126,9 @@ def drawn(finder: finders.Detector, yolox: labelling.Yolox) -> dict[str, BoxesOf
 
 def annotated(data: Path, part: str, names: list[str]) -> Iterator[Case]:
     """The photographs ``names`` with the objects that people drew and donors are searched by."""
-    source = detector.labelled(data, names, part)
+    source = detection.labelled(data, names, part)
     for place, boxes in enumerate(source.boxes):
-        yield source.photographs[place], detector.wanted(boxes)
+        yield source.photographs[place], detection.wanted(boxes)
 
 
 def covered(ways: dict[str, BoxesOf], cases: Iterable[Case]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from stemma.networks.comparator import CLASSES, MANIPULATED
 from stemma.networks.detector import DetectorSize
 from stemma.networks.encoder import EncoderNetwork
 from stemma.vision.geometry import Picture
-from training import comparator, detector
+from training import comparator, detection, detector
 from training.canvas import FAINT, INK, RULE, Canvas
 from training.data import collate
 from training.groups import GroupBatch
@@ -177,12 +177,12 @@ def views(network: EncoderNetwork, batches: Sequence[GroupBatch]) -> list[Row]:
     return sorted(rows, key=lambda row: -row.difficulty)
 
 
-def detections(network: nn.Module, source: detector.Labelled, size: DetectorSize) -> list[Row]:
+def detections(network: nn.Module, source: detection.Labelled, size: DetectorSize) -> list[Row]:
     """Every photograph with objects as a row, hardest first: the share of its objects that no box covers."""
     finder = detector.finder(network, size)
     rows = []
     for place, people in enumerate(source.annotated):
-        rgb_HWC, truth_T4 = source.photographs[place], detector.wanted(source.boxes[place])
+        rgb_HWC, truth_T4 = source.photographs[place], detection.wanted(source.boxes[place])
         if not len(truth_T4):
             continue
         found_O4, score_O = finder.detect(rgb_HWC, detector.RECALL_BOXES)

@@ -42,6 +42,8 @@ YOLOX_WINDOWS, DETECTED_WINDOWS = 6, 12
 """Of one photograph, at most. The fit tells what pasting does from what it does to these few things alone by their
 number: with 716 objects the donor of 79 splices came first in .59, among 20 in .73, with 2,585 in .62 and .79."""
 YOLOX_SCORE_MIN = 0.2
+FURTHER_WINDOWS = 2, 3
+"""The same of each photograph of one's own: there are many, and an object takes a tenth of a second."""
 WINDOW_IOU_MAX = 0.5
 """Two windows of a photograph that overlap by more are one."""
 WINDOW_POINTS = 40
@@ -85,13 +87,17 @@ def window(name: str, box: Sequence[float]) -> CutOut:
     return CutOut(name=name, split="train", box=(x0, y0, x1, y1), polygons=(tuple(points_N2.ravel().tolist()),))
 
 
-def windows(folder: Path, photographs: Photographs, names: Sequence[str], detected_of: BoxesOf) -> list[CutOut]:
-    """Windows where YOLOX-nano or the detector draws a box, on each thing that people did not annotate once."""
+def windows(
+    folder: Path, photographs: Photographs, names: Sequence[str], detected_of: BoxesOf, of_further: int = 0
+) -> list[CutOut]:
+    """Windows where YOLOX-nano or the detector draws a box, on each thing that people did not annotate once; of the
+    last ``of_further`` photographs few of each."""
     known, labeller = splices.annotated(folder), labelling.Yolox(folder)
     made: list[CutOut] = []
     for place, name in enumerate(names):
-        picture = photographs[place]
-        drawn = [labeller.boxes(picture, YOLOX_SCORE_MIN)[:YOLOX_WINDOWS], detected_of(picture)[:DETECTED_WINDOWS]]
+        picture, further = photographs[place], place >= len(names) - of_further
+        yolox, detected = FURTHER_WINDOWS if further else (YOLOX_WINDOWS, DETECTED_WINDOWS)
+        drawn = [labeller.boxes(picture, YOLOX_SCORE_MIN)[:yolox], detected_of(picture)[:detected]]
         taken_O4 = np.array(known[name][1] if name in known else [], np.float32).reshape(-1, 4)
         for box_4 in np.concatenate(drawn):
             width, height = (box_4[2:] - box_4[:2]).tolist()
@@ -219,17 +225,22 @@ def detected(out: Path) -> BoxesOf:
     return lambda picture: regions(picture, detector, DETECTED_WINDOWS)[0][:DETECTED_WINDOWS]
 
 
-def fit_objects(folder: Path, out: Path) -> weights_files.ObjectsCard:
-    """Fit the projection; writes both files into ``out``, with the background against which hits are damped
-    (``splice.hubness``). Raises ``ValueError`` where the data lacks what it needs."""
-    encoder, names, photographs = blank_encoder(out), split.load().train, data_files.training_photographs(folder)
-    boxes_of = detected(out)
-    cuts = [*splices.cut_outs(folder, set(names)), *windows(folder, photographs, names, boxes_of)]
+def fit_objects(folder: Path, out: Path, further: Path | None = None) -> weights_files.ObjectsCard:
+    """Fit the projection, on the 501 and the photographs of a folder of one's own; writes both files into ``out``, with
+    the background against which hits are damped (``splice.hubness``).
+
+    Raises ``ValueError`` where the data lacks what it needs, ``NotFound`` for a folder without photographs.
+    """
+    encoder, own = blank_encoder(out), split.load().train
+    more = data_files.gathered_photographs(further, folder) if further is not None else ()
+    names, boxes_of = (*own, *more), detected(out)
+    photographs = Photographs(folder / "photos" / "train", names)
+    cuts = [*splices.cut_outs(folder, set(own)), *windows(folder, photographs, names, boxes_of, len(more))]
     home_NC, away_PC, owner_P = pairs(encoder, photographs, names, cuts)
     mean_C, components_DC = surviving_components(home_NC, away_PC, owner_P)
     unit = fit.projected(np.concatenate([home_NC, away_PC]), mean_C, components_DC)
     tensors, scale = weights_files.narrow({"mean_C": mean_C, "components_DC": components_DC}), fit.int8_scale(unit)
-    rows = np.random.default_rng([SEED, 3]).permutation(len(names))[:BACKGROUND_PHOTOGRAPHS].tolist()
+    rows = np.random.default_rng([SEED, 3]).permutation(len(own))[:BACKGROUND_PHOTOGRAPHS].tolist()
     boxed_NC = boxed(encoder, photographs, rows, lambda picture: boxes_of(picture)[:BACKGROUND_BOXES])
     background_ND = np.concatenate([unit[: len(home_NC)], fit.projected(boxed_NC, mean_C, components_DC)])
     tensors["background_ND"] = quantise(background_ND.astype(np.float32), scale)

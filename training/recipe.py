@@ -21,7 +21,7 @@ from stemma.networks import encoder as encoder_network
 from stemma.networks import weights as weights_files
 from stemma.networks.backbones import Lite0, lite0_keys
 from stemma.vision.geometry import Picture
-from training import comparator, data, detector, encoder, hardest, loop, student
+from training import comparator, data, detection, detector, encoder, hardest, loop, student
 from training.comparator import ComparatorSettings, ComparatorStep
 from training.data import Feed, PairData
 from training.detector import DetectorStep, DetectorTraining
@@ -221,17 +221,20 @@ class DetectorParts:
         trunk = public_lite0(folder) if settings.size == "starter" else None
         self._config, self._workers, self._folder = config, workers, folder
         self.step = DetectorStep(settings, detector.build(settings, trunk), workers, device=device)
-        self._feed: Feed[detector.Sample, detector.Batch] | None = None
-        self._validation: detector.Labelled | None = None
+        self._feed: Feed[detection.Sample, detection.Batch] | None = None
+        self._validation: detection.Labelled | None = None
 
     @property
     def steps(self) -> int:
         return self._config.detector.steps
 
-    def batches(self, first: int) -> Iterator[detector.Batch]:
+    def batches(self, first: int) -> Iterator[detection.Batch]:
+        settings = self._config.detector
         self._feed = Feed(
-            detector.training_data(self._folder, self._config.detector),
-            batch=self._config.detector.batch,
+            detection.training_data(
+                self._folder, seed=settings.seed, side_px=settings.side_px, further=settings.further
+            ),
+            batch=settings.batch,
             step=first,
             rank=self._workers.rank,
             world=self._workers.world,
@@ -245,9 +248,9 @@ class DetectorParts:
     def hardest(self) -> list[Row]:
         return hardest.detections(self.step.averaged, self._labelled(), self._config.detector.size)
 
-    def _labelled(self) -> detector.Labelled:
+    def _labelled(self) -> detection.Labelled:
         if self._validation is None:
-            self._validation = detector.validation_data(self._folder)
+            self._validation = detection.validation_data(self._folder)
         return self._validation
 
     def begin(self, source: str) -> int:

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training import detector
+from training import detection
 from training.detector import DetectorStep, DetectorTraining, build, rate
 from training.loop import LoopSettings, Run
 from training.splices import Splice
@@ -22,7 +22,7 @@ SETTINGS = DetectorTraining(steps=20, batch=2, warmup_steps=2, rate=2e-3, averag
 BOX = np.array([[16, 12, 48, 40]], np.float32)
 
 
-def batch(seed: int) -> detector.Batch:
+def batch(seed: int) -> detection.Batch:
     rng = np.random.default_rng(seed)
     made = []
     for _ in range(2):
@@ -62,7 +62,7 @@ def test_the_frozen_trunk_keeps_its_weights() -> None:
 def test_a_resumed_detector_is_the_one_that_never_stopped(tmp_path: Path) -> None:
     def go(folder: Path, steps: int, *, resume: bool) -> dict[str, Any]:
         step = fresh()
-        run: Run[detector.Batch] = Run(folder, LoopSettings(checkpoint_every=1))
+        run: Run[detection.Batch] = Run(folder, LoopSettings(checkpoint_every=1))
         first = run.start(step, SETTINGS.model_dump(), resume=resume)
         coming = (batch(t) for t in range(first, 99))
         run.go(step, coming, config=SETTINGS.model_dump(), first=first, steps=steps)
@@ -107,16 +107,16 @@ def test_boxes_are_kept_as_often_as_they_are_right() -> None:
         def __getitem__(self, _: int) -> np.ndarray:
             return rgb
 
-    source = detector.Labelled(
+    source = detection.Labelled(
         photographs=One(),  # type: ignore[arg-type]
         boxes=(boxes,),
         annotated=(False,),
         chances=(np.array([1.0, 0.0]),),
     )
-    samples = [detector.DetectionData(source, (), seed=1, side_px=128).sample(n) for n in range(12)]
+    samples = [detection.DetectionData(source, (), seed=1, side_px=128).sample(n) for n in range(12)]
     # a crop or a mosaic may leave the first; the second, which is never right, does not appear
     assert max(len(found) for _, found in samples) <= 4 and any(len(found) for _, found in samples)
-    single = detector.DetectionData(dataclasses.replace(source, chances=(np.zeros(2),)), (), seed=1, side_px=128)
+    single = detection.DetectionData(dataclasses.replace(source, chances=(np.zeros(2),)), (), seed=1, side_px=128)
     assert not any(len(single.sample(n)[1]) for n in range(12))
 
 
@@ -125,13 +125,13 @@ def test_the_pasted_object_hides_what_is_under_it() -> None:
     box = (10.0, 10.0, 40.0, 40.0)
     made = Splice(rgb_HWC=pasted, mask_HW=pasted[..., 0], box=box, donor_box=box, mirrored=False)
     under, beside = [24, 24, 60, 60], [100, 0, 190, 90]
-    found = detector.with_pasted(made, host, np.array([under, beside], np.float32))
+    found = detection.with_pasted(made, host, np.array([under, beside], np.float32))
     assert found.tolist() == [[50, 0, 95, 45], [10, 10, 40, 40]]
 
 
 def test_another_tone_moves_nothing() -> None:
     rgb = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, 2)
-    out = detector.toned(rgb, np.random.default_rng(2))
+    out = detection.toned(rgb, np.random.default_rng(2))
     assert out.shape == rgb.shape and (np.diff(out.astype(int), axis=1) >= 0).all() and not np.array_equal(out, rgb)
 
 
@@ -143,8 +143,8 @@ def test_boxes_follow_crops_and_mirrors(seed: int) -> None:
     x0, y0 = int(rng.integers(0, 80)), int(rng.integers(0, 60))
     rgb[y0 : y0 + 30, x0 : x0 + 40] = 255
     box = np.array([[x0, y0, x0 + 40, y0 + 30]], np.float32)
-    out, moved = detector.cropped(rgb, box, rng)
-    out, moved = detector.mirrored(out, moved)
+    out, moved = detection.cropped(rgb, box, rng)
+    out, moved = detection.mirrored(out, moved)
     bright = np.argwhere(out[..., 0] > 0)
     if len(moved):
         (top, left), (bottom, right) = bright.min(0), bright.max(0) + 1
@@ -163,7 +163,7 @@ def test_boxes_follow_into_a_mosaic(seed: int) -> None:
         x0, y0 = (int(rng.integers(0, size - 48)) for size in (rgb.shape[1], rgb.shape[0]))
         rgb[y0 : y0 + 48, x0 : x0 + 48] = colour
         samples.append((rgb, np.array([[x0, y0, x0 + 48, y0 + 48]], np.float32)))
-    out, moved = detector.mosaic(samples, rng)
+    out, moved = detection.mosaic(samples, rng)
     assert out.shape == samples[0][0].shape
     for x0, y0, x1, y1 in moved:
         middle_3 = out[int((y0 + y1) / 2), int((x0 + x1) / 2)] > 127
@@ -177,6 +177,6 @@ def test_boxes_follow_into_a_mosaic(seed: int) -> None:
 def test_fitted_drops_what_is_too_small_to_see() -> None:
     rgb = np.zeros((200, 400, 3), np.uint8)
     boxes = np.array([[0, 0, 100, 100], [10, 10, 30, 30]], np.float32)
-    out, kept = detector.fitted(rgb, boxes, 200)
+    out, kept = detection.fitted(rgb, boxes, 200)
     assert out.shape == (100, 200, 3) and kept.tolist() == [[0, 0, 50, 50]]
-    assert len(detector.fitted(rgb, np.zeros((0, 4), np.float32), 200)[1]) == 0
+    assert len(detection.fitted(rgb, np.zeros((0, 4), np.float32), 200)[1]) == 0
