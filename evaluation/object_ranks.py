@@ -30,14 +30,14 @@ class Describer:
 
     def stored(self, rgb_HWC: Bytes3) -> Int8:
         """[O, D], the boxes by confidence and the whole picture last."""
-        return self._encoder.embed(rgb_HWC, self._boxes(rgb_HWC)).embedding_OD
+        return self._encoder.embed(rgb_HWC, self._boxes(rgb_HWC, closely=True)).embedding_OD
 
     def asked(self, rgb_HWC: Bytes3) -> Int8:
         """[V, O, D], upright and mirrored."""
         return self._encoder.embed_views(rgb_HWC, self._boxes(rgb_HWC))[1]
 
-    def _boxes(self, rgb_HWC: Bytes3) -> NDArray[np.float32]:
-        return regions(rgb_HWC, self._detector, self._most)[0][: self._most]
+    def _boxes(self, rgb_HWC: Bytes3, *, closely: bool = False) -> NDArray[np.float32]:
+        return regions(rgb_HWC, self._detector, self._most, closely=closely)[0][: self._most]
 
 
 def first(objects: Int8, most: int) -> Int8:

@@ -84,8 +84,11 @@ class Finder:
         self._chance = splice.Chance.fitted(card.donor)
 
     def objects(self, rgb_HWC: Picture) -> Objects:
-        """What a stored picture is found by: its objects, best first, and the whole of it."""
-        box_O4, score_O = regions(rgb_HWC, self._detector, self._objects_max)
+        """What a stored picture is found by: its objects, best first, and the whole of it.
+
+        It is looked at closely: it is stored once, and an object without a box is never found.
+        """
+        box_O4, score_O = regions(rgb_HWC, self._detector, self._objects_max, closely=True)
         box_O4 = _within(box_O4, rgb_HWC)
         kept_O = large(box_O4)
         box_O4, score_O = box_O4[kept_O][: self._objects_max], score_O[kept_O][: self._objects_max]

@@ -91,6 +91,7 @@ def _fit(
         Path | None, typer.Option(help="codec: features of views (.npz) as the export of these weights kept them")
     ] = None,
     further: Annotated[Path | None, typer.Option(help="objects: folder of more photographs (.jpg) of your own")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="objects: that make the crops it is fitted on")] = 1,
 ) -> int:
     """Fit the starter's projections, codec or match threshold, the comparator's thresholds, the embedding of objects,
     or a collection's own codec.
@@ -110,15 +111,15 @@ def _fit(
     if what == "calibrate":
         return _calibrate(data, weights.resolve(out))
     if what == "objects":
-        return _objects(data, weights.resolve(out), further)
+        return _objects(data, weights.resolve(out), further, processes)
     named = {"--data": data, "--out": out, "--features": features}
     return fit.main([what, *(part for name, path in named.items() if path is not None for part in (name, str(path)))])
 
 
-def _objects(data: Path, out: Path, further: Path | None) -> int:
+def _objects(data: Path, out: Path, further: Path | None, processes: int) -> int:
     from training.objects import fit_objects
 
-    card = fit_objects(data, out, further)
+    card = fit_objects(data, out, further, processes=processes)
     print(f"{out}: objects {card.digest[:12]}, scale {card.scale}")
     return 0
 

@@ -1,11 +1,11 @@
 """The fit of the objects' embedding: which directions of a crop's features survive when an object is pasted elsewhere.
 
-    stemma train objects --data DIR        objects.safetensors and objects.json
+    stemma train objects --data DIR --further FOLDER --processes 2       objects.safetensors and objects.json
 
 Pairs are an object in its own photograph and the same object pasted into another scene, flipped, rescaled,
 recompressed, in boxes that miss it as a detector does. Objects are those that people outlined on the 501
-training photographs, and rounded windows where YOLOX-nano or our own detector draws a box. Seeded, one thread, seven
-minutes.
+training photographs, and rounded windows where YOLOX-nano or our own detector draws a box, there and on the photographs
+of a folder of one's own. Seeded; the same to the bit however many processes share it.
 
 Shape letters: N objects; P pastes; C features of a crop; D embedding (256).
 """
@@ -13,9 +13,13 @@ Shape letters: N objects; P pastes; C features of a crop; D embedding (256).
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -35,15 +39,19 @@ from training.splices import CutOut, Splice
 BoxesOf = Callable[[Picture], NDArray[np.float32]]
 """Boxes [O, 4] of a picture, in its pixels."""
 
-COMMAND = "stemma train objects --data DIR"
+COMMAND = "stemma train objects --data DIR --further FOLDER"
 SEED = 20261124
 PASTES = 2
 YOLOX_WINDOWS, DETECTED_WINDOWS = 6, 12
 """Of one photograph, at most. The fit tells what pasting does from what it does to these few things alone by their
 number: with 716 objects the donor of 79 splices came first in .59, among 20 in .73, with 2,585 in .62 and .79."""
 YOLOX_SCORE_MIN = 0.2
-FURTHER_WINDOWS = 2, 3
+FURTHER_WINDOWS = 1, 2
 """The same of each photograph of one's own: there are many, and an object takes a tenth of a second."""
+CHUNK = 8
+"""Objects that a process is given at a time."""
+PART = 8_192
+"""Rows of features that are held as doubles at a time."""
 WINDOW_IOU_MAX = 0.5
 """Two windows of a photograph that overlap by more are one."""
 WINDOW_POINTS = 40
@@ -56,20 +64,23 @@ BACKGROUND_PHOTOGRAPHS = 160
 """Whose boxes hits are damped by, besides the objects at home: boxes as they are stored, skies and parts of things too.
 Of 79 splices .43 instead of .33 then had the donor first before anything was verified."""
 BACKGROUND_BOXES = 8
+BACKGROUND_OBJECTS = 5_000
+"""Objects at home that the background holds, at most: a query is compared with all of it."""
 WHAT = (
     "Crops of an object at 128 px, a little of its edges cut off, through the encoder's EfficientNet-Lite0: GeM of its "
     "1280 features and its stride-16 map in 4 x 4 parts, each of length 1, side by side; centred, PCA to 256 in the "
     "metric of what pasting and boxes that miss do to them, L2; int8 with one scale. In closed form, nothing trained."
 )
 DATA = (
-    "photos/train of the development data: objects of the 501 photographs of training/split.json, outlined by people "
-    "(COCO 2017 annotations) or boxed by YOLOX-nano or by this version's detector, pasted into others of the 501. No "
-    "photograph is part of this file."
+    "photos/train of the development data, the 501 photographs of training/split.json, and 3,279 further ones "
+    "(training/further.json): objects outlined by people (COCO 2017 annotations) or boxed by YOLOX-nano or by this "
+    "version's detector, pasted into others of them. No photograph is part of this file."
 )
 LICENCES = (
     "network: EfficientNet-Lite0, Apache-2.0 (see card.json)",
-    "fitted on photographs under CC BY 2.0, CC BY-SA 2.0, no known copyright restrictions (COCO 2017, Open Images) and "
-    "CC BY-SA 4.0 (CID22); outlines: COCO Consortium, CC BY 4.0",
+    "fitted on photographs under CC BY 2.0, CC BY-SA 2.0, no known copyright restrictions (COCO 2017, Open Images), "
+    "CC BY-SA 4.0 (CID22), and CC BY, CC BY-SA, CC0 or in the public domain, each as training/further.json says; "
+    "outlines: COCO Consortium, CC BY 4.0",
 )
 LIMITS = (
     "An object turned by more than about 10 degrees, or cut by a third, is mostly lost.",
@@ -125,28 +136,55 @@ def missed(box: Sequence[float], share: float, rng: np.random.Generator) -> NDAr
     return np.asarray(moved_4[None], np.float32)
 
 
-def pairs(
-    encoder: ObjectEncoder, photographs: Photographs, names: Sequence[str], cuts: Sequence[CutOut], pastes: int = PASTES
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.intp]]:
-    """(features of the objects at home [N, C], of crops that miss them and of pasted ones [P, C], which object each of
-    those shows [P])."""
-    places = {name: place for place, name in enumerate(names)}
-    home, away, owner = [], [], []
-    for number, cut in enumerate(cuts):
-        donor_HWC = photographs[places[cut.name]]
-        rng = np.random.default_rng([SEED, 2, number])
-        both_N4 = np.concatenate([np.array([cut.box], np.float32), missed(cut.box, HOME_MISS, rng)])
-        both_NC = encoder.features(donor_HWC, both_N4)
-        home.append(both_NC[:1])
-        away.append(both_NC[1:])
-        for paste in range(pastes):
-            rng = np.random.default_rng([SEED, 1, number, paste])
-            host = int(rng.integers(len(names) - 1))
-            host += host >= places[cut.name]
-            away.append(encoder.features(*seen(splices.splice(photographs[host], donor_HWC, cut, rng), rng)))
-        owner += [number] * (1 + pastes * len(MISSES))
-        said(number, len(cuts), "objects")
-    return np.concatenate(home), np.concatenate(away), np.array(owner, np.intp)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """What is pasted where. A child process makes ``encoder`` and ``photographs`` anew, from their folders."""
+
+    weights: Path
+    photos: Path
+    names: tuple[str, ...]
+    cuts: tuple[CutOut, ...]
+
+    def made(self, processes: int) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.intp]]:
+        """(features of the objects at home [N, C], of crops that miss them and of pasted ones [P, C], which object each
+        of those shows [P]), however many processes make them."""
+        home, away = [], []
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, spawn, initializer=_become, initargs=(self,)) as pool:
+            for number, (home_1C, away_KC) in enumerate(pool.map(_pair, range(len(self.cuts)), chunksize=CHUNK)):
+                home.append(home_1C)
+                away.append(away_KC)
+                said(number, len(self.cuts), "objects")
+        owner_P = np.repeat(np.arange(len(home)), [len(rows) for rows in away])
+        return np.concatenate(home), np.concatenate(away), owner_P
+
+
+_MAKER: list[tuple[Pairs, ObjectEncoder, Photographs, dict[str, int]]] = []
+
+
+def _become(source: Pairs) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    places = {name: place for place, name in enumerate(source.names)}
+    _MAKER[:] = [(source, blank_encoder(source.weights), Photographs(source.photos, source.names), places)]
+
+
+def _pair(number: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Features of one object at home [1, C], and of the crops that miss it or show it pasted [K, C]."""
+    source, encoder, photographs, places = _MAKER[0]
+    cut = source.cuts[number]
+    donor_HWC = photographs[places[cut.name]]
+    rng = np.random.default_rng([SEED, 2, number])
+    both_NC = encoder.features(
+        donor_HWC, np.concatenate([np.array([cut.box], np.float32), missed(cut.box, HOME_MISS, rng)])
+    )
+    away = [both_NC[1:]]
+    for paste in range(PASTES):
+        rng = np.random.default_rng([SEED, 1, number, paste])
+        host = int(rng.integers(len(source.names) - 1))
+        host += host >= places[cut.name]
+        away.append(encoder.features(*seen(splices.splice(photographs[host], donor_HWC, cut, rng), rng)))
+    return both_NC[:1], np.concatenate(away)
 
 
 def said(number: int, count: int, what: str) -> None:
@@ -186,13 +224,21 @@ def surviving_components(
     .45 / .70, of both parts .69 / .91, this of GeM alone .44 / .70, of both .84 / .95. By covariances: the rows are
     thousands, and their singular vectors take minutes.
     """
-    moved_PC = (away_PC - home_NC[owner_P]).astype(np.float64)
-    every_NC = np.concatenate([home_NC, away_PC]).astype(np.float64)
-    noise_CC = moved_PC.T @ moved_PC / len(moved_PC)
+    rows = len(home_NC) + len(away_PC)
+    mean_C = (home_NC.sum(0, dtype=np.float64) + away_PC.sum(0, dtype=np.float64)) / rows
+    noise_CC, spread_CC = (np.zeros((len(mean_C), len(mean_C))) for _ in range(2))
+    # in parts: a hundred thousand rows of doubles are gigabytes
+    for first in range(0, rows, PART):
+        part = slice(first, first + PART)
+        moved_PC = away_PC[part].astype(np.float64) - home_NC[owner_P[part]]
+        noise_CC += moved_PC.T @ moved_PC
+        for every_NC in (home_NC[part], away_PC[part]):
+            about_NC = every_NC - mean_C
+            spread_CC += about_NC.T @ about_NC
+    noise_CC /= len(away_PC)
     noise_CC += fit.NOISE_FLOOR * np.trace(noise_CC) / len(noise_CC) * np.eye(len(noise_CC))
-    root_CC, mean_C = np.linalg.cholesky(noise_CC), every_NC.mean(0)
-    about_NC = every_NC - mean_C
-    spread_CC = np.linalg.solve(root_CC, np.linalg.solve(root_CC, about_NC.T @ about_NC).T)
+    root_CC = np.linalg.cholesky(noise_CC)
+    spread_CC = np.linalg.solve(root_CC, np.linalg.solve(root_CC, spread_CC).T)
     _, directions_CD = np.linalg.eigh((spread_CC + spread_CC.T) / 2)
     components_DC = np.linalg.solve(root_CC.T, directions_CD[:, ::-1][:, :dims]).T
     largest_D = np.abs(components_DC).argmax(1)
@@ -225,24 +271,30 @@ def detected(out: Path) -> BoxesOf:
     return lambda picture: regions(picture, detector, DETECTED_WINDOWS)[0][:DETECTED_WINDOWS]
 
 
-def fit_objects(folder: Path, out: Path, further: Path | None = None) -> weights_files.ObjectsCard:
+def fit_objects(
+    folder: Path, out: Path, further: Path | None = None, *, processes: int = 1
+) -> weights_files.ObjectsCard:
     """Fit the projection, on the 501 and the photographs of a folder of one's own; writes both files into ``out``, with
     the background against which hits are damped (``splice.hubness``).
 
     Raises ``ValueError`` where the data lacks what it needs, ``NotFound`` for a folder without photographs.
     """
-    encoder, own = blank_encoder(out), split.load().train
+    own = split.load().train
     more = data_files.gathered_photographs(further, folder) if further is not None else ()
     names, boxes_of = (*own, *more), detected(out)
-    photographs = Photographs(folder / "photos" / "train", names)
-    cuts = [*splices.cut_outs(folder, set(own)), *windows(folder, photographs, names, boxes_of, len(more))]
-    home_NC, away_PC, owner_P = pairs(encoder, photographs, names, cuts)
+    photos, encoder = folder / "photos" / "train", blank_encoder(out)
+    photographs = Photographs(photos, names)
+    cuts = (*splices.cut_outs(folder, set(own)), *windows(folder, photographs, names, boxes_of, len(more)))
+    home_NC, away_PC, owner_P = Pairs(weights=out, photos=photos, names=names, cuts=cuts).made(processes)
     mean_C, components_DC = surviving_components(home_NC, away_PC, owner_P)
-    unit = fit.projected(np.concatenate([home_NC, away_PC]), mean_C, components_DC)
+    # a share of the pastes tells the scale as well
+    some_NC = np.concatenate([home_NC, away_PC[:: max(1, len(away_PC) // PART)]])
+    unit = fit.projected(some_NC, mean_C, components_DC)
     tensors, scale = weights_files.narrow({"mean_C": mean_C, "components_DC": components_DC}), fit.int8_scale(unit)
     rows = np.random.default_rng([SEED, 3]).permutation(len(own))[:BACKGROUND_PHOTOGRAPHS].tolist()
     boxed_NC = boxed(encoder, photographs, rows, lambda picture: boxes_of(picture)[:BACKGROUND_BOXES])
-    background_ND = np.concatenate([unit[: len(home_NC)], fit.projected(boxed_NC, mean_C, components_DC)])
+    at_home_ND = unit[: len(home_NC) : -(-len(home_NC) // BACKGROUND_OBJECTS)]
+    background_ND = np.concatenate([at_home_ND, fit.projected(boxed_NC, mean_C, components_DC)])
     tensors["background_ND"] = quantise(background_ND.astype(np.float32), scale)
     digest = weights_files.write_objects(out, tensors)
     card = dataclasses.replace(

@@ -86,12 +86,25 @@ def test_the_grid_covers_the_picture(width: int, height: int) -> None:
     assert hit.all()
 
 
+def test_a_closer_look_adds_guesses_and_leaves_no_trace() -> None:
+    """Both looks' guesses are chosen among, and the next picture is seen as it would have been."""
+    found, rgb = Detector(random_network(), size="starter"), picture(240, 320)
+    once, _ = found.detect(rgb, 10_000)
+    twice, scores = found.detect(rgb, 10_000, closely=True)
+    again, _ = found.detect(rgb, 10_000)
+    every = [found._guesses(rgb, side) for side in (found._side_px, round(detector.CLOSER * found._side_px))]
+    assert np.array_equal(once, again) and found._side_px == detector.SIDE_PX
+    assert {tuple(box) for box in twice} <= {tuple(box) for boxes, _ in every for box in boxes}
+    assert not {tuple(box) for box in twice} <= {tuple(box) for box in every[0][0]}
+    assert len(scores) == len(twice)
+
+
 def test_the_grid_stands_in_where_nothing_is_found() -> None:
     class Blind(Detector):
         def __init__(self) -> None:
             pass
 
-        def detect(self, rgb_HWC: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+        def detect(self, rgb_HWC: np.ndarray, most: int, *, closely: bool = False) -> tuple[np.ndarray, np.ndarray]:
             return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
 
     boxes, scores = detector.regions(picture(), Blind(), 8)
