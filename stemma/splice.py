@@ -41,9 +41,8 @@ QUERY_BOXES_MAX = 12
 """Objects of a query that are searched for; of 79 splices 8 held a fitting box in .78, 16 in .84."""
 VERIFIED_MAX = 20
 """Hits that are verified; each costs the cells of one crop (15 ms) and 0.5 ms of matching."""
-VERIFIED_FIRST = 10
-"""Hits that are verified in any case, as many as donors are asked for by whom wants many; the others while they are as
-near as donors are (``damped_max``)."""
+VERIFIED_FIRST = 8
+"""Hits that are verified in any case; the others while they are as near as donors are (``damped_max``)."""
 PLACE_STEP = 0.02
 """Of damped distance, for each object of the query that goes before a hit's own. Objects come the most telling first,
 and what was pasted is among the first four of 16 in .9: of 79 splices the donor was among 8 in .75, .72 without."""
