@@ -61,7 +61,7 @@ Detectors miss by that much."""
 HOME_MISS = 0.2
 """The same of the second crop of an object at home."""
 BACKGROUND_PHOTOGRAPHS = 160
-"""Whose boxes hits are damped by, besides the objects at home: boxes as they are stored, skies and parts of things too.
+"""Whose boxes hits are damped by, besides the objects at home: boxes of one look, skies and parts of things too.
 Of 79 splices .43 instead of .33 then had the donor first before anything was verified."""
 BACKGROUND_BOXES = 8
 BACKGROUND_OBJECTS = 5_000

@@ -48,7 +48,8 @@ def spliced() -> bytes:
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collection]:
     # what the detector sees in drawn pictures is no matter of these tests
     with pytest.MonkeyPatch.context() as patch, stemma.open(tmp_path_factory.mktemp("d") / "c.stemma") as target:
-        patch.setattr(finder, "regions", lambda *_: (np.array([BOX, PASTED], np.float32), np.ones(2, np.float32)))
+        boxes_O4, scores_O = np.array([BOX, PASTED], np.float32), np.ones(2, np.float32)
+        patch.setattr(finder, "regions", lambda *_, closely=False: (boxes_O4, scores_O))
         target.ingest([png(texture(seed)) for seed in range(COUNT)], metadata=[{"n": n} for n in range(COUNT)])
         yield target
 

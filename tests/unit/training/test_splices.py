@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
 from stemma.errors import NotFound
+from stemma.networks import weights
 from training import objects, splices
 from training.data import Photographs
 
@@ -140,3 +142,18 @@ def test_windows_are_on_each_thing_once_and_on_none_that_people_drew(
     boxes = {name: [cut.box for cut in made if cut.name == name] for name in names}
     assert boxes["a.png"] == [(80, 80, 140, 150), (120, 0, 190, 60)]
     assert boxes["b.png"] == [(2, 2, 60, 60), *boxes["a.png"]]
+
+
+@pytest.mark.slow
+def test_crops_are_the_same_however_many_processes_make_them(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    names = ("a.png", "b.png", "c.png")
+    for name in names:
+        drawn = rng.integers(0, 256, (9, 12, 3)).astype(np.uint8)
+        Image.fromarray(drawn).resize((192, 144), Image.Resampling.BICUBIC).save(tmp_path / name)
+    cuts = tuple(objects.window(name, (30, 20, 120, 100)) for name in names)
+    source = objects.Pairs(weights=weights.resolve(None), photos=tmp_path, names=names, cuts=cuts)
+    one, two = source.made(1), source.made(2)
+    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+    crops = 1 + objects.PASTES * len(objects.MISSES)
+    assert one[0].shape[0] == 3 and one[2].tolist() == [0] * crops + [1] * crops + [2] * crops
