@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from stemma.networks import detector
@@ -46,7 +46,10 @@ class DetectorTraining(BaseModel):
     average: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights that are validated; 0: none")
     gradient_norm_max: float = Field(10.0, gt=0)
     side_px: int = Field(416, ge=64, description="longest side of a sample")
-    further: Path | None = Field(None, description="folder of more photographs (.jpg), labelled by YOLOX-nano")
+    further: Annotated[Path, AfterValidator(Path.resolve)] | None = Field(
+        None,
+        description="folder of more photographs (.jpg), labelled by YOLOX-nano; workers have other folders than ours",
+    )
 
 
 def build(settings: DetectorTraining, trunk: Lite0 | None = None) -> nn.Module:

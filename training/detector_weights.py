@@ -24,7 +24,7 @@ from stemma.networks import detector as finders
 from stemma.networks import weights as files
 from stemma.networks.weights import DetectorCard
 from stemma.vision.geometry import Picture
-from training import detection, detector, export, labelling, loop, splices, split
+from training import detection, detector, export, gather, labelling, loop, splices, split
 from training.recipe import TrainingConfig
 
 WHAT = {
@@ -33,18 +33,16 @@ WHAT = {
     "paper": "Faster R-CNN ResNet50-FPN of torchvision, one class, averaged weights in float16.",
 }
 DATA = (
-    "photos/train of the development data, the 501 of training/split.json, 76 unedited pictures of tamper/train "
-    "(COCO 2017) that are in no part of photos, and 3,279 further photographs (Open Images, TACO, Wikimedia Commons, "
-    "Flickr: training/further.json): boxes of instances.json (COCO 2017) on 74 of them, of YOLOX-nano (Megvii, "
-    "Apache-2.0) on the others, each as often as boxes of its score are right; mosaics of four, and objects of the 74 "
-    "pasted into half of the pictures; run and checkpoint chosen by what they cover of photos/val and of the 200 "
-    "calibration photographs."
+    "photos/train of the development data, the 501 of training/split.json, and 76 unedited pictures of tamper/train "
+    "(COCO 2017) that are in no part of photos{further}: boxes of instances.json (COCO 2017) on 74 of them, of "
+    "YOLOX-nano (Megvii, Apache-2.0) on the others, each as often as boxes of its score are right; mosaics of four, "
+    "and objects of the 74 pasted into half of the pictures; run and checkpoint chosen by what they cover of "
+    "photos/val and of the 200 calibration photographs."
 )
 LICENCES = (
     "network trunk: EfficientNet-Lite0, Apache-2.0",
-    "trained on photographs under CC BY 2.0, CC BY-SA 2.0, no known copyright restrictions (COCO 2017, Open Images), "
-    "CC BY-SA 4.0 (CID22), and CC BY, CC BY-SA, CC0 or in the public domain, each as training/further.json says; "
-    "boxes: COCO Consortium, CC BY 4.0",
+    "trained on photographs under CC BY 2.0, CC BY-SA 2.0, no known copyright restrictions (COCO 2017, Open Images) "
+    "and CC BY-SA 4.0 (CID22); boxes: COCO Consortium, CC BY 4.0",
 )
 LIMITS = ("Objects under about 5% of the picture's side are not looked for.",)
 YOLOX_SCORE_MIN = 0.03
@@ -72,14 +70,14 @@ def write(run: Path, data: Path, out: Path) -> DetectorCard:
         size=size,
         digest=files.write_detector(out, files.narrow({name: one.numpy() for name, one in tensors.items()})),
         what=WHAT[size],
-        data=DATA,
+        data=DATA.format(further=gather.told(config.detector.further)),
         command=(
             f"stemma train detector --data DIR{' --set detector.further=FOLDER' if config.detector.further else ''}, "
             f"{state['t']} steps of {config.detector.batch} pictures; "
             "python -m training.detector_weights --run RUN --data DIR"
         ),
         seed=config.detector.seed,
-        licences=LICENCES,
+        licences=(*LICENCES, *gather.licences(config.detector.further)),
         limits=LIMITS,
         figures=recalls(detector.finder(network, size), data),
     )

@@ -32,14 +32,14 @@ from stemma.networks.encoder import SIZES, EncoderNetwork, Projection, fill, qua
 from stemma.networks.objects import STARTER_FEATURES, ObjectEncoder, mirrored_boxes
 from stemma.vision.geometry import Picture
 from training import data as data_files
-from training import fit, labelling, splices, split
+from training import fit, gather, labelling, splices, split
 from training.data import Photographs
 from training.splices import CutOut, Splice
 
 BoxesOf = Callable[[Picture], NDArray[np.float32]]
 """Boxes [O, 4] of a picture, in its pixels."""
 
-COMMAND = "stemma train objects --data DIR --further FOLDER"
+COMMAND = "stemma train objects --data DIR"
 SEED = 20261124
 PASTES = 2
 YOLOX_WINDOWS, DETECTED_WINDOWS = 6, 12
@@ -72,15 +72,14 @@ WHAT = (
     "metric of what pasting and boxes that miss do to them, L2; int8 with one scale. In closed form, nothing trained."
 )
 DATA = (
-    "photos/train of the development data, the 501 photographs of training/split.json, and 3,279 further ones "
-    "(training/further.json): objects outlined by people (COCO 2017 annotations) or boxed by YOLOX-nano or by this "
-    "version's detector, pasted into others of them. No photograph is part of this file."
+    "photos/train of the development data, the 501 photographs of training/split.json{further}: objects outlined by "
+    "people (COCO 2017 annotations) or boxed by YOLOX-nano or by this version's detector, pasted into others of them. "
+    "No photograph is part of this file."
 )
 LICENCES = (
     "network: EfficientNet-Lite0, Apache-2.0 (see card.json)",
-    "fitted on photographs under CC BY 2.0, CC BY-SA 2.0, no known copyright restrictions (COCO 2017, Open Images), "
-    "CC BY-SA 4.0 (CID22), and CC BY, CC BY-SA, CC0 or in the public domain, each as training/further.json says; "
-    "outlines: COCO Consortium, CC BY 4.0",
+    "fitted on photographs under CC BY 2.0, CC BY-SA 2.0, no known copyright restrictions (COCO 2017, Open Images) and "
+    "CC BY-SA 4.0 (CID22); outlines: COCO Consortium, CC BY 4.0",
 )
 LIMITS = (
     "An object turned by more than about 10 degrees, or cut by a third, is mostly lost.",
@@ -302,10 +301,10 @@ def fit_objects(
         digest=digest,
         scale=scale,
         what=WHAT,
-        data=DATA,
-        command=COMMAND,
+        data=DATA.format(further=gather.told(further)),
+        command=COMMAND if further is None else f"{COMMAND} --further FOLDER",
         seed=SEED,
-        licences=LICENCES,
+        licences=(*LICENCES, *gather.licences(further)),
         limits=LIMITS,
     )
     weights_files.write_card(out, card)

@@ -44,6 +44,11 @@ def test_the_loss_falls_on_what_is_learned_by_heart() -> None:
     assert all(math.isfinite(value) for value in said[-1].values())
 
 
+def test_a_folder_means_what_it_means_where_the_run_is_started() -> None:
+    """Ray's workers have working directories of their own."""
+    assert DetectorTraining(further=Path("mine")).further == Path.cwd() / "mine"
+
+
 def test_pictures_without_objects_are_finite() -> None:
     step = fresh()
     empty = [(rgb, np.zeros((0, 4), np.float32)) for rgb, _ in batch(1)]

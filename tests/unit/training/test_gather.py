@@ -45,8 +45,9 @@ def test_a_photograph_is_gathered_by_its_blob_wherever_it_lies_now(tmp_path: Pat
     def one(file: str, repository: str, blob: str) -> gather.Found:
         return gather.Found(file=file, source="drawn", licence="CC0", repository=repository, path="a.png", blob=blob)
 
+    out.mkdir()
     wanted = (one("a.jpg", "owner/name", blob), one("b.jpg", "owner/name", "0" * 40), one("c.jpg", "owner/no", blob))
-    assert [left.file for left in gather.gather(wanted, tmp_path, out)] == ["b.jpg", "c.jpg"]
+    assert [gather.gather(each, tmp_path, out) for each in wanted] == [True, False, False]
     assert [path.name for path in out.iterdir()] == ["a.jpg"]
     with Image.open(out / "a.jpg") as image:
         assert image.size == (512, 256)
@@ -68,3 +69,12 @@ def test_none_that_is_near_to_what_is_kept_apart_is_trained_on(tmp_path: Path) -
     assert [Path(path).name for path in data.gathered_photographs(folder, tmp_path)] == ["other.jpg"]
     with pytest.raises(NotFound, match="no photographs"):
         data.gathered_photographs(photos, tmp_path)
+
+
+def test_a_card_says_whose_photographs_were_given(tmp_path: Path) -> None:
+    assert gather.told(None) == "" and gather.licences(None) == ()
+    (tmp_path / gather.listed()[0].file).touch()
+    assert gather.told(tmp_path) == ", and 1 further photographs (training/further.json)"
+    assert gather.licences(tmp_path)[0].startswith("further photographs: CC BY")
+    (tmp_path / "mine.jpg").touch()
+    assert "a folder of one's own" in gather.told(tmp_path) and "CC BY" not in gather.licences(tmp_path)[0]
