@@ -28,7 +28,7 @@ from stemma.flow import (
     CELL_DIM,
     EMBEDDING_DIM,
     OBJECT_DIM,
-    OBJECTS_MAX,
+    OBJECTS_MEAN,
     AnyQuery,
     Encoded,
     ObjectQuery,
@@ -41,7 +41,7 @@ from stemma.index.object_set import ObjectSet
 from stemma.index.partition import Partition
 
 IMAGES = 100_000_000
-EACH = OBJECTS_MAX + 1
+EACH = OBJECTS_MEAN + 1
 PAPER_OBJECTS = 8
 TIMED_IMAGES = 1_500
 ROUNDS = 9

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.metrics import rank_of, recall_at
-from evaluation.object_ranks import COUNTS, Shelf, code_bytes, first, place
+from evaluation.object_ranks import COUNTS, Shelf, first, place
 from evaluation.pictures import jpeg
 from evaluation.pooling import POOLINGS, Whitening, descriptor
 from evaluation.queries import DEADLINE_MS, DONORS, K, Search
@@ -184,7 +184,7 @@ def by_objects(books: Library, made: Sequence[Composite], stored: Describe, aske
         shelf = Shelf.of(books.names, objects, most)
         far = [shelf.distances(first(each, most)) for each in queries]
         told = recalls([ranked(books.names, far_I, one) for far_I, one in zip(far, made, strict=True)])
-        rows.append({"objects": most, **told, "code_bytes_per_image": code_bytes(most)})
+        rows.append({"objects": most, **told, "code_bytes_per_image": shelf.code_bytes_per_image})
     return rows
 
 

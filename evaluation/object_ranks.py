@@ -13,17 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stemma.flow import Bytes3, Int8
+from stemma.flow import OBJECTS_MAX, Bytes3, Int8
 from stemma.index.codec import CODE_BYTES
 from stemma.networks.detector import Detector, regions
 from stemma.networks.objects import ObjectEncoder
 
-COUNTS = (1, 2, 4, 8, 16)
-"""Numbers of objects that are compared (OE-SIR Table 4)."""
+COUNTS = (1, 2, 4, 8, 16, OBJECTS_MAX)
+"""Numbers of objects that are compared, at most so many of a picture (OE-SIR Table 4)."""
 
 
 class Describer:
-    """Detector and embedding of objects, for more of them than the product keeps."""
+    """Detector and embedding of objects."""
 
     def __init__(self, detector: Detector, encoder: ObjectEncoder, most: int = max(COUNTS)) -> None:
         self._detector, self._encoder, self._most = detector, encoder, most
@@ -61,6 +61,11 @@ class Shelf:
         starts_I = np.cumsum([0, *(len(each) for each in kept)])[:-1]
         return cls(tuple(ids), starts_I, np.concatenate(kept))
 
+    @property
+    def code_bytes_per_image(self) -> int:
+        """On average: a plain picture has few objects."""
+        return round(len(self.vector_MD) * CODE_BYTES["objects"] / len(self.ids))
+
     def distances(self, objects_VOD: Int8) -> NDArray[np.float32]:
         """[I]; int8 products are exact, so equal objects are equally far. Not scaled: only the order counts."""
         rows_QD = objects_VOD.reshape(-1, objects_VOD.shape[-1]).astype(np.float32)
@@ -77,8 +82,3 @@ def place(ids: Sequence[str], distance_I: NDArray[np.float32], wanted: str, with
     at, left_out = ids.index(wanted), set(without)
     ahead = ((distance_I[i], each) < (distance_I[at], wanted) for i, each in enumerate(ids) if each not in left_out)
     return 1 + sum(ahead)
-
-
-def code_bytes(objects: int) -> int:
-    """Bytes of codes that an image takes with so many boxes, the whole picture beside them."""
-    return (objects + 1) * CODE_BYTES["objects"]

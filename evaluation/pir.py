@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.metrics import recall_at
-from evaluation.object_ranks import COUNTS, Shelf, code_bytes, first
+from evaluation.object_ranks import COUNTS, Shelf, first
 from stemma.errors import BadRequest
 from stemma.flow import Bytes3, Int8
 from stemma.terminal import progress
@@ -62,7 +62,7 @@ def pir(folder: Path, stored: Describe, asked: Describe, *, queries_max: int | N
             "objects": most,
             **{f"R@{k}": recall_at(k, ranks[most]).json() for k in DEPTHS},
             "n": len(ranks[most]),
-            "code_bytes_per_image": code_bytes(most),
+            "code_bytes_per_image": shelves[most].code_bytes_per_image,
         }
         for most in COUNTS
     ]

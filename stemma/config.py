@@ -125,7 +125,9 @@ class ObjectSettings(Section):
     size: Literal["starter", "paper"] = Field("starter", description="which networks")
     weights: str | None = Field(None, description="folder of weights; null: those shipped")
     device: str = Field("cpu", description="cpu or cuda")
-    objects_max: int = Field(16, ge=1, le=16, description="objects kept of one picture, besides the whole of it")
+    objects_max: int = Field(
+        32, ge=1, le=32, description="objects kept of one picture at most, besides the whole of it"
+    )
     ingest: bool = Field(True, description="store the objects of every picture; without them it is no donor")
     donors: int = Field(3, ge=0, description="donors returned when the caller does not say; 0: none are searched for")
     replicas: int = Field(1, ge=1, description="replicas on Serve of what finds and verifies objects")

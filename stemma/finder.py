@@ -81,7 +81,7 @@ class Finder:
 
     def judged_by(self, card: ObjectsCard) -> None:
         """Take from this card how probable a donor is."""
-        self._chance = splice.Chance.fitted(card.donor)
+        self._chances = splice.Chances.fitted(card.donor, card.donor_laid)
 
     def objects(self, rgb_HWC: Picture) -> Objects:
         """What a stored picture is found by: its objects, best first, and the whole of it.
@@ -127,7 +127,7 @@ class Finder:
             hits,
             picture_of,
             cells_of=self._encoder.cells,
-            chance=self._chance,
+            chances=self._chances,
             hubness_VO=described.hubness_VO,
         )
 

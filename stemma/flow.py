@@ -23,8 +23,8 @@ CELL_GRID = 14
 CELL_COUNT = CELL_GRID * CELL_GRID
 CELL_DIM = 32
 OBJECT_DIM = 256
-OBJECTS_MAX = 16
-"""Boxes of one picture; the whole picture is an object beside them."""
+OBJECTS_MAX, OBJECTS_MEAN = 32, 16
+"""Boxes of one picture, and of photographs on average; the whole picture is an object beside them."""
 IMAGES_PER_WANTED = 4
 """A search by objects keeps this many images for each one wanted, since codes only nearly rank as vectors do."""
 

@@ -1,8 +1,9 @@
 """Where the pieces of a picture come from: from object hits to donors, their transform and mask (OE-SIR 3.2).
 
     hits -> without the host and its duplicates -> best 20 (``shortlist``) -> verified by local matching
-    of their crops against the query object's (``verify``), the last of them only where there is hope -> ranked by
-    probability -> the best refined and outlined (``stemma.outline``)
+    of their crops against the query object's (``verify``), the last of them only where there is hope -> the best laid
+    over the query and matched again (``look_again``) -> ranked by probability -> refined and outlined
+    (``stemma.outline``)
 
 Shape letters: V views of the query (0 upright, 1 mirrored); O objects; N background objects; D 256; H, W pixels;
 C channels; P cells (14 x 14), F their features. Frames as in ``vision.geometry``: x to the right, y down, pixel centres
@@ -15,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +60,15 @@ SCALE_MIN, SCALE_MAX = 0.25, 4.0
 """Of a believable map from an object to its donor, as a change of length."""
 CLONE_IOU_MAX = 0.3
 """Two places of the host that overlap by more are one place."""
+LAID_MAX, LAID_MIN = 3, 0.02
+"""Hits that are laid over the query, the likeliest, and the probability under which that is not worth its 30 ms a
+time: of 124 splices of which the donor is then shown none is lost, and of pictures without a donor half have such a hit."""
+LOOKS = 2
+"""Times that a hit is laid over the query, each time by the map that the one before has found."""
+LAID_GROWN = 0.05
+"""Share of its sides by which the place where both boxes meet is grown before it is matched again."""
+LAID_SIDE_PX, LAID_SIDE_PX_MIN = 224, 24
+"""Of the square that the donor is laid into, and of the place in the query."""
 OUTLINED_MAX = 3
 """Donors that are refined and outlined, the best ones: 30 ms each."""
 JOINED_AREA_MAX = 4.0
@@ -86,8 +97,27 @@ class Chance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Chances:
+    """Of hits by the match of their crops, and of those that were laid over the query by their match there."""
+
+    crops: Chance
+    laid: Chance
+
+    @classmethod
+    def fitted(cls, donor: Sequence[float], donor_laid: Sequence[float]) -> Chances:
+        """From the objects' card. Raises ``ValueError`` for other than three numbers each."""
+        return cls(crops=Chance.fitted(donor), laid=Chance.fitted(donor_laid))
+
+    def of(self, match: float, laid: float | None, distance: float) -> float:
+        return self.crops.of(match, distance) if laid is None else self.laid.of(laid, distance)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Donor:
-    """One verified hit. ``transform_33`` is None, and ``match`` 0, where local matching found no map."""
+    """One verified hit. ``transform_33`` is None, and ``match`` 0, where local matching found no map.
+
+    ``laid`` is the match once more, of the donor laid over the query (``look_again``); None: not looked at again.
+    """
 
     hit: ObjectHit
     query_box: Box4
@@ -97,6 +127,7 @@ class Donor:
     probability: float
     transform_33: Map33 | None
     mirrored: bool
+    laid: float | None = None
     mask: tuple[outline.Window, Picture] | None = None
     """(box in whole pixels of the query, 255 in it where the query shows the donor's object); None: not outlined."""
 
@@ -182,7 +213,7 @@ def verify(
     if found.affine is not None and not small and not _repeats(ours_PF) and not _repeats(theirs_PF):
         box = query.box(hit.query_object, mirrored=hit.mirrored)
         there_33 = between_crops(found.affine, crop_box(box, query.size), crop_box(donor_box, size))
-        if SCALE_MIN**2 <= abs(np.linalg.det(there_33[:2, :2])) <= SCALE_MAX**2:
+        if _believable(there_33):
             transform_33 = there_33 @ geometry.mirror(query.size[0]) if hit.mirrored else there_33
             match = found.score
     return Donor(
@@ -197,6 +228,50 @@ def verify(
     )
 
 
+def look_again(query: Query, donor: Donor, donor_HWC: Picture, *, cells_of: CellsOf, chance: Chance) -> Donor:
+    """The donor laid over the query where both boxes meet, and matched there again, the better map once more.
+
+    Two boxes of a thing miss different parts of it, and one of them may be turned: cells of their crops then show other
+    pieces of it each, and of a true pair no more agree than chance finds in two strangers. Laid over one another all
+    cells of the true pair do, and the strangers' as few as before.
+    """
+    transform_33, score = donor.transform_33, 0.0
+    assert transform_33 is not None
+    for _ in range(LOOKS):
+        window = _meeting(donor, transform_33, query.size)
+        if window is None:
+            break
+        x0, y0, x1, y1 = window
+        # the donor at the side of a crop, not of the window: smaller it is smooth, and all that is smooth matches
+        there_33 = transform_33 @ _from_unit(window) @ geometry.scaling(1 / LAID_SIDE_PX, 1 / LAID_SIDE_PX)
+        theirs_HWC, _ = outline.laid(donor_HWC, there_33, (0, 0, LAID_SIDE_PX, LAID_SIDE_PX))
+        ours_HWC = np.ascontiguousarray(query.rgb_HWC[y0:y1, x0:x1])
+        ours_PF, theirs_PF = (cells_of(each, (0, 0, each.shape[1], each.shape[0])) for each in (ours_HWC, theirs_HWC))
+        found = matching.match(ours_PF[None], theirs_PF[None])[0]
+        if found.affine is None:
+            break
+        step_33 = between_crops(found.affine, window, window)
+        if not _believable(transform_33 @ step_33):
+            break
+        transform_33, score = transform_33 @ step_33, found.score
+    return replace(donor, transform_33=transform_33, laid=score, probability=chance.of(score, donor.damped))
+
+
+def _meeting(donor: Donor, transform_33: Map33, size: geometry.Size) -> outline.Window | None:
+    """Whole pixels of the query, a little more than where both boxes meet; None where that is next to nothing."""
+    back = landed(donor.donor_box, geometry.inverse(transform_33))
+    low, high = (
+        [pick(donor.query_box[at], back[at]) for at in places] for pick, places in ((max, (0, 1)), (min, (2, 3)))
+    )
+    if min(high[0] - low[0], high[1] - low[1]) < LAID_SIDE_PX_MIN:
+        return None
+    return outline.grown((*low, *high), size, LAID_GROWN)
+
+
+def _believable(transform_33: Map33) -> bool:
+    return SCALE_MIN**2 <= abs(float(np.linalg.det(transform_33[:2, :2]))) <= SCALE_MAX**2
+
+
 def _repeats(cells_PF: Int8) -> bool:
     return distinct_cells(cells_PF) < DISTINCT_CELLS_MIN
 
@@ -207,21 +282,26 @@ def verified(
     picture_of: PictureOf,
     *,
     cells_of: CellsOf,
-    chance: Chance,
+    chances: Chances,
     hubness_VO: Float,
 ) -> list[Donor]:
-    """The donors that ``hits`` stand for, most probable first, the best ``OUTLINED_MAX`` of them refined and
-    outlined where they are at all likely.
+    """The donors that ``hits`` stand for, most probable first: the likeliest ``LAID_MAX`` looked at again, the best
+    ``OUTLINED_MAX`` refined and outlined, where they are at all likely.
 
-    ``picture_of`` gives the working copy of the image of a hit, by its place; each is asked for twice at most.
+    ``picture_of`` gives the working copy of the image of a hit, by its place; each is asked for once.
     ``hubness_VO`` is of the query's objects, as the hits number them.
     """
-    found = []
+    picture_of, found = cache(picture_of), []
     for place, hit in enumerate(hits):
         off = damped(hit, hubness_VO)
-        found.append(verify(query, hit, picture_of(place), cells_of=cells_of, chance=chance, damped=off))
+        found.append(verify(query, hit, picture_of(place), cells_of=cells_of, chance=chances.crops, damped=off))
     places = {hit.row: place for place, hit in enumerate(hits)}
     best = ranked(found)
+    for place, donor in enumerate(best[:LAID_MAX]):
+        if donor.transform_33 is not None and donor.probability >= LAID_MIN:
+            there_HWC = picture_of(places[donor.hit.row])
+            best[place] = look_again(query, donor, there_HWC, cells_of=cells_of, chance=chances.laid)
+    best = ranked(best)
     likely = [donor for donor in best[:OUTLINED_MAX] if donor.probability >= OUTLINED_MIN]
     shown = [outlined(query, donor, picture_of(places[donor.hit.row])) for donor in likely]
     return [*shown, *best[len(likely) :]]

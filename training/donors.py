@@ -5,9 +5,10 @@
 
 Splices of objects of the 501 training photographs, into others of them, are asked of all training and validation
 photographs by brute force, the host left out; so are benign versions of photographs, which have no donor. Pictures are
-described, and hits verified, by the ``Finder`` that serves. The logistic weights are fitted on the verified hits, and
-the threshold is the least that shows a donor to at most one in a hundred questions without one. The same is then
-measured on the 200 calibration photographs. ``--write`` puts both on the card.
+described, and hits verified, by the ``Finder`` that serves. Logistic weights are fitted on the verified hits, then
+others on those that are looked at again because of the first; the threshold is the least that shows a donor to at most
+one in a hundred questions without one. The same is then measured on the 200 calibration photographs. ``--write`` puts
+all of it on the card.
 
 Shape letters: I photographs; M objects of all of them; V views; O objects of a query; D embedding (256).
 """
@@ -238,13 +239,13 @@ def logistic(x_NF: NDArray[np.float64], right_N: NDArray[np.bool_]) -> tuple[flo
     return tuple(round(float(value), 4) for value in weight_F)
 
 
-def damped_max_of(spliced: Sequence[Asked], chance: splice.Chance) -> float:
+def damped_max_of(spliced: Sequence[Asked], chances: splice.Chances) -> float:
     """Damped distance above which a hit behind the first ``VERIFIED_FIRST`` has no hope: of the donors that
     verification finds at most ``LOST_MAX`` lie there. Lowest of all where none lies behind the first."""
     behind, count = list[float](), 0
     for asked in spliced:
         for place, one in enumerate(sorted(asked.found, key=_listed)):
-            if one.hit.row == asked.donor and chance.of(one.match, one.damped) >= splice.OUTLINED_MIN:
+            if one.hit.row == asked.donor and chance_of(one, chances) >= splice.OUTLINED_MIN:
                 count += 1
                 if place >= splice.VERIFIED_FIRST:
                     behind.append(one.damped)
@@ -258,27 +259,40 @@ def _listed(one: splice.Donor) -> tuple[float, str]:
     return splice.listed(one.hit, one.damped)
 
 
+def chance_of(one: splice.Donor, chances: splice.Chances) -> float:
+    return chances.of(one.match, one.laid, one.damped)
+
+
 def weights_of(spliced: Sequence[Asked], strangers: Sequence[Asked]) -> tuple[float, ...]:
-    """Bias and weights of the probability."""
+    """Bias and weights of the probability of a hit by the match of its crops."""
+    return _fitted([(one.match, one, asked.donor) for asked in (*spliced, *strangers) for one in asked.found])
+
+
+def laid_weights_of(spliced: Sequence[Asked], strangers: Sequence[Asked]) -> tuple[float, ...]:
+    """The same of those that were laid over the query, by their match there."""
     every = [(one, asked.donor) for asked in (*spliced, *strangers) for one in asked.found]
-    features_NF = np.array([[one.match, max(one.damped, splice.DAMPED_MIN)] for one, _ in every])
-    return logistic(features_NF, np.array([one.hit.row == donor for one, donor in every]))
+    return _fitted([(one.laid, one, donor) for one, donor in every if one.laid is not None])
 
 
-def shown_min_of(strangers: Sequence[Asked], chance: splice.Chance) -> float:
+def _fitted(every: Sequence[tuple[float, splice.Donor, int | None]]) -> tuple[float, ...]:
+    features_NF = np.array([[match, max(one.damped, splice.DAMPED_MIN)] for match, one, _ in every])
+    return logistic(features_NF, np.array([one.hit.row == donor for _, one, donor in every]))
+
+
+def shown_min_of(strangers: Sequence[Asked], chances: splice.Chances) -> float:
     """The least probability that at most ``FALSE_MAX`` of the questions without a donor reach, and at least half."""
-    best = [max((chance.of(one.match, one.damped) for one in asked.found), default=0.0) for asked in strangers]
+    best = [max((chance_of(one, chances) for one in asked.found), default=0.0) for asked in strangers]
     over = sorted(best, reverse=True)[int(FALSE_MAX * len(best)) :]
     return round(min(max([*over, 0.5]) + 0.01, 0.99), 3)
 
 
-def figures(spliced: Sequence[Asked], strangers: Sequence[Asked], chance: splice.Chance, shown_min: float) -> Any:
+def figures(spliced: Sequence[Asked], strangers: Sequence[Asked], chances: splice.Chances, shown_min: float) -> Any:
     """R@1, R@10 of all splices, those shown rightly, wrongly, and on questions that have no donor; hits verified of
     one that has none."""
 
     def order(asked: Asked) -> list[tuple[float, splice.Donor]]:
-        chances = [(chance.of(one.match, one.damped), one) for one in asked.found]
-        return sorted(chances, key=lambda pair: (-pair[0], pair[1].hit.image_id))
+        every = [(chance_of(one, chances), one) for one in asked.found]
+        return sorted(every, key=lambda pair: (-pair[0], pair[1].hit.image_id))
 
     ranked = [(asked, order(asked)) for asked in spliced]
     first = [bool(found) and found[0][1].hit.row == asked.donor for asked, found in ranked]
@@ -317,17 +331,21 @@ def fit_donors(data: Path, out: Path) -> weights_files.ObjectsCard:
             ask_strangers(finder, shelf, plain[:: max(1, len(plain) // others)][:others]),
         )
     fit = [answers(finder, shelf, each, DISTANCE_MAX) for each in asked["fit"]]
-    weights = weights_of(*fit)
-    chance = splice.Chance.fitted(weights)
-    card = dataclasses.replace(finder.card, donor=weights, damped_max=damped_max_of(fit[0], chance))
+    card = dataclasses.replace(finder.card, donor=weights_of(*fit))
+    # which hits are looked at again depends on the weights just fitted
+    finder.judged_by(card)
+    fit = [answers(finder, shelf, each, DISTANCE_MAX) for each in asked["fit"]]
+    card = dataclasses.replace(card, donor_laid=laid_weights_of(*fit))
+    chances = splice.Chances.fitted(card.donor, card.donor_laid)
+    card = dataclasses.replace(card, damped_max=damped_max_of(fit[0], chances))
     finder.judged_by(card)
     # as they are answered when they are served, since that is when one is shown
     plain = [name for name in listed.train if name not in known]
-    shown_min = shown_min_of(answers(finder, shelf, ask_strangers(finder, shelf, plain), card.damped_max), chance)
+    shown_min = shown_min_of(answers(finder, shelf, ask_strangers(finder, shelf, plain), card.damped_max), chances)
     card = dataclasses.replace(card, donor_min=shown_min)
     measured = [answers(finder, shelf, each, card.damped_max) for each in asked["measure"]]
     found = {
-        part: figures(spliced, strangers, chance, shown_min)
+        part: figures(spliced, strangers, chances, shown_min)
         for part, (spliced, strangers) in (("fit", fit), ("measure", measured))
     }
     return dataclasses.replace(card, figures=found)

@@ -44,9 +44,12 @@ PROPOSALS_TRAIN, PROPOSALS_TEST = 300, 150
 SAMPLED_ANCHORS, SAMPLED_BOXES = 128, 64
 REACH_IOU = (0.4, 0.7)
 """A box stands for another not at all below the first IoU, and wholly from the second on (``covering``)."""
-CLOSER = 17 / 13
-"""How much larger a picture is seen at a second look, when it is stored: 544 px for the starter. Of 133 annotated
-objects sixteen boxes of both looks cover .78, of the first alone .73 (docs/training.md)."""
+CLOSER = 20 / 13
+"""How much larger a picture is seen at a second look, when it is stored: 640 px for the starter. A second look finds
+small things, of which there are many where there are any (docs/training.md)."""
+GAIN_MIN = 0.2
+"""Of a box that is stored, in guesses near it and near no box before, weighed by their scores. Of 780 photographs one in
+twenty has five boxes or fewer, one in ten 26 or more; sixteen of each cover fewer objects (docs/decisions/0006)."""
 PAPER_SIDE_PX = 1024
 """Longest side (OE-SIR 4.1)."""
 GRID = ((0.72, 2), (0.5, 3), (0.34, 3))
@@ -181,7 +184,7 @@ class Detector:
 
     def detect(self, rgb_HWC: Picture, most: int, *, closely: bool = False) -> tuple[Boxes, NDArray[np.float32]]:
         """(boxes [O, 4] in pixels, scores [O] in 0..1) of at most ``most`` objects of 32 px or more, in the order of
-        ``covering``; ``closely``: of two looks, the second one ``CLOSER``.
+        ``covering``; ``closely``: of two looks, the second one ``CLOSER``, and none that adds less than ``GAIN_MIN``.
 
         Raises ``ValueError`` for anything but a uint8 RGB picture.
         """
@@ -197,7 +200,7 @@ class Detector:
         boxes_O4, scores_O = (np.concatenate(each) for each in zip(*guesses, strict=True))
         kept_O = large(boxes_O4)
         boxes_O4, scores_O = boxes_O4[kept_O], scores_O[kept_O]
-        chosen = covering(boxes_O4, scores_O, most)
+        chosen = covering(boxes_O4, scores_O, most, GAIN_MIN if closely else 0.0)
         return boxes_O4[chosen], scores_O[chosen]
 
     def _guesses(self, rgb_HWC: Picture, side_px: int) -> tuple[Boxes, NDArray[np.float32]]:
@@ -209,20 +212,20 @@ class Detector:
         return found["boxes"].cpu().numpy(), found["scores"].cpu().numpy()
 
 
-def covering(boxes_O4: Boxes, scores_O: NDArray[np.float32], most: int) -> NDArray[np.intp]:
+def covering(boxes_O4: Boxes, scores_O: NDArray[np.float32], most: int, gain_min: float = 0.0) -> NDArray[np.intp]:
     """Which at most ``most`` boxes stand for the others best, the most useful first.
 
     Every box is a guess at where an object is, as likely as its score. Greedily, each next box is the one that adds
     most to the guesses that lie near a chosen one, weighed by their scores: a box in the midst of many that agree goes
-    before a slightly better one at their edge, and none repeats another. The best by score, without those that overlap
-    a better one by half, cover fewer objects (docs/training.md).
+    before a slightly better one at their edge, and none repeats another. What adds no more than ``gain_min`` is left
+    out. The best by score, without those that overlap a better one by half, cover fewer objects (docs/training.md).
     """
     near_OO = np.clip((overlaps(boxes_O4, boxes_O4) - REACH_IOU[0]) / (REACH_IOU[1] - REACH_IOU[0]), 0, 1)
     reached_O, chosen = np.zeros(len(boxes_O4)), list[int]()
     for _ in range(min(most, len(boxes_O4))):
         gain_O = np.maximum(near_OO - reached_O, 0) @ scores_O.astype(np.float64)
         best = int(gain_O.argmax())
-        if gain_O[best] <= 0:
+        if gain_O[best] <= gain_min:
             break
         chosen.append(best)
         reached_O = np.maximum(reached_O, near_OO[best])

@@ -133,13 +133,15 @@ class ObjectsCard(_Trained):
     """int8 = round(scale x component of a unit vector), clipped at 127."""
     donor: tuple[float, ...] = (-6.0, 0.35, -1.0)
     """Bias, weight of the match and of the damped distance: logistic probability that a verified hit is the donor."""
+    donor_laid: tuple[float, ...] = (-6.0, 0.2, -1.0)
+    """The same of a hit that was laid over the query, of its match there."""
     donor_min: float = 1.0
     """Probability from which on a donor is shown; 1: not fitted yet, none is."""
     damped_max: float = DISTANCE_MAX
     """Damped distance above which a hit behind the first few is not verified."""
 
 
-_TUPLES = ("licences", "limits", "calibration", "donor")
+_TUPLES = ("licences", "limits", "calibration", "donor", "donor_laid")
 _LAST = ("what", "data", "origin", "command", "seed", "licences", "limits", "figures")
 """In a card's file, behind what the networks are run by."""
 C = TypeVar("C", bound=AnyCard)

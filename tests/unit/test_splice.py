@@ -19,6 +19,7 @@ from stemma.networks.objects import crop_box
 from stemma.vision import geometry
 
 CHANCE = splice.Chance(bias=-6.0, match=0.35, distance=-1.0)
+CHANCES = splice.Chances(crops=CHANCE, laid=splice.Chance(bias=-8.0, match=0.2, distance=-1.0))
 SIZE = (320, 240)
 
 
@@ -189,7 +190,7 @@ def patch_cells(rgb_HWC: NDArray[np.uint8], box: Sequence[float]) -> NDArray[np.
     small = cv2.resize(rgb_HWC[y0:y1, x0:x1], (56, 56), interpolation=cv2.INTER_AREA).astype(np.float32)
     patches = small.reshape(14, 4, 14, 4, 3).transpose(0, 2, 1, 3, 4).reshape(CELL_COUNT, 48)[:, :CELL_DIM]
     patches -= patches.mean(1, keepdims=True)
-    return np.rint(patches / np.linalg.norm(patches, axis=1, keepdims=True) * 127).astype(np.int8)
+    return np.rint(patches / np.maximum(np.linalg.norm(patches, axis=1, keepdims=True), 1e-3) * 127).astype(np.int8)
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -205,7 +206,7 @@ def test_verified_donors_are_ranked_and_the_best_outlined(mirrored: bool) -> Non
     hits = [dataclasses.replace(hit(row, mirrored=mirrored), donor_box=box) for row in range(len(pictures))]
     query = splice.Query(query_HWC, np.array([[left, 75.0, right, 165.0]]), patch_cells)
     found = splice.verified(
-        query, hits, pictures.__getitem__, cells_of=patch_cells, chance=CHANCE, hubness_VO=np.ones((2, 1), np.float32)
+        query, hits, pictures.__getitem__, cells_of=patch_cells, chances=CHANCES, hubness_VO=np.ones((2, 1), np.float32)
     )
     assert found[0].hit.row == 4 and sorted(one.hit.row for one in found) == [0, 1, 2, 3, 4]
     assert [one.probability for one in found] == sorted((one.probability for one in found), reverse=True)
@@ -218,6 +219,60 @@ def test_verified_donors_are_ranked_and_the_best_outlined(mirrored: bool) -> Non
     whole = np.zeros(mask.shape, bool)
     whole[y0:y1, x0:x1] = piece > 0
     assert (whole & (mask > 0)).sum() > 0.8 * (whole | (mask > 0)).sum()
+
+
+def looked_at(there: geometry.Map33, box: tuple[float, ...], query_HWC: NDArray, donor_HWC: NDArray) -> splice.Donor:
+    """The donor of ``pasted``, whose box misses the object by as much as a detector does, under a map."""
+    donor = dataclasses.replace(donor_of(there, (90.0, 85.0, 205.0, 160.0)), donor_box=box)
+    query = splice.Query(query_HWC, np.array([donor.query_box]), patch_cells)
+    return splice.look_again(query, donor, donor_HWC, cells_of=patch_cells, chance=CHANCES.laid)
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.0, 1.4])
+def test_laid_over_the_query_a_donor_matches_better_than_any_stranger(scale: float) -> None:
+    """Two boxes of it, neither of them right, and a map that is a cell off: mended on the way."""
+    query_HWC, donor_HWC, there, _ = pasted(scale=scale)
+    nearly = there @ geometry.translation(7.0, -6.0) @ geometry.about_centre(geometry.scaling(1.02, 0.99), SIZE)
+    box = (70.0, 40.0, 190.0, 130.0)
+    found = looked_at(nearly, box, query_HWC, donor_HWC)
+    assert found.laid is not None and found.transform_33 is not None
+    assert found.probability == CHANCES.laid.of(found.laid, found.damped)
+    assert (found.match, found.query_box, found.donor_box) == (30.0, (90.0, 85.0, 205.0, 160.0), box)
+    corners = np.array([[130.0, 95.0], [190.0, 145.0]])
+    before, after = (
+        np.abs(geometry.apply(each, corners) - geometry.apply(there, corners)).max()
+        for each in (nearly, found.transform_33)
+    )
+    assert after < before
+    others = [looked_at(nearly, box, query_HWC, texture(seed, *SIZE)) for seed in range(20, 26)]
+    assert found.laid > 3 * max(one.laid or 0 for one in others)
+
+
+def test_boxes_that_do_not_meet_match_nothing() -> None:
+    query_HWC, donor_HWC, there, _ = pasted()
+    found = looked_at(there, (250.0, 10.0, 310.0, 60.0), query_HWC, donor_HWC)
+    assert found.laid == 0 and found.probability < 0.01
+
+
+def test_the_likeliest_are_looked_at_again_and_no_others() -> None:
+    """A picture is asked for once, whatever is done with it."""
+    query_HWC, donor_HWC, _, _ = pasted()
+    box = (60 / SIZE[0], 45 / SIZE[1], 180 / SIZE[0], 135 / SIZE[1])
+    pictures, asked = [donor_HWC] * 5 + [np.zeros_like(donor_HWC)], list[int]()
+    hits = [dataclasses.replace(hit(row), donor_box=box) for row in range(len(pictures))]
+    query = splice.Query(query_HWC, np.array([[100.0, 75.0, 220.0, 165.0]]), patch_cells)
+
+    def picture_of(place: int) -> NDArray[np.uint8]:
+        asked.append(place)
+        return pictures[place]
+
+    hubness_VO = np.ones((2, 1), np.float32)
+    found = splice.verified(query, hits, picture_of, cells_of=patch_cells, chances=CHANCES, hubness_VO=hubness_VO)
+    assert asked == [0, 1, 2, 3, 4, 5]
+    assert {one.hit.row for one in found if one.laid is not None} == {0, 1, 2}
+    for one in found:
+        assert one.probability == CHANCES.of(one.match, one.laid, one.damped)
+    assert found[-1].hit.row == 5 and found[-1].transform_33 is None
 
 
 def test_a_mask_reaches_where_either_box_does() -> None:
@@ -244,7 +299,8 @@ def test_what_repeats_itself_matches_nothing(repeats: str) -> None:
 def test_nothing_is_verified_of_no_hits() -> None:
     query = splice.Query(np.zeros((240, 320, 3), np.uint8), np.zeros((0, 4)), patch_cells)
     hubness_VO = np.zeros((2, 0), np.float32)
-    assert splice.verified(query, [], {}.__getitem__, cells_of=patch_cells, chance=CHANCE, hubness_VO=hubness_VO) == []
+    found = splice.verified(query, [], {}.__getitem__, cells_of=patch_cells, chances=CHANCES, hubness_VO=hubness_VO)
+    assert found == []
 
 
 PLACES = st.tuples(*[st.floats(0, 200)] * 2, *[st.floats(8, 300)] * 2)

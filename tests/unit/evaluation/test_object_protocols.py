@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation import composites, pir
-from evaluation.object_ranks import COUNTS, Shelf, code_bytes, first, place
+from evaluation.object_ranks import COUNTS, Shelf, first, place
 from evaluation.tables import tables
 from stemma.api import Answer, Ask, Donor
 from stemma.errors import BadRequest, NotFound
@@ -51,7 +51,11 @@ def test_ties_go_by_id_and_what_is_taken_out_counts_for_nobody() -> None:
 def test_the_whole_picture_is_kept_whatever_the_number() -> None:
     objects = np.arange(5)[:, None].astype(np.int8)
     assert first(objects, 2).ravel().tolist() == [0, 1, 4] and first(objects, 16).ravel().tolist() == [0, 1, 2, 3, 4]
-    assert (code_bytes(8), code_bytes(1)) == (288, 64)
+
+
+def test_an_image_takes_32_bytes_for_each_object_that_it_has() -> None:
+    objects = [np.zeros((each, 4), np.int8) for each in (9, 3, 1)]
+    assert [Shelf.of("abc", objects, most).code_bytes_per_image for most in (8, 1)] == [139, 53]
 
 
 # Composites

@@ -95,6 +95,10 @@ def test_a_closer_look_adds_guesses_and_leaves_no_trace() -> None:
     every = [found._guesses(rgb, side) for side in (found._side_px, round(detector.CLOSER * found._side_px))]
     assert np.array_equal(once, again) and found._side_px == detector.SIDE_PX
     assert {tuple(box) for box in twice} <= {tuple(box) for boxes, _ in every for box in boxes}
+    both_O4, both_O = (np.concatenate(each) for each in zip(*every, strict=True))
+    kept_O = large(both_O4)
+    telling = detector.covering(both_O4[kept_O], both_O[kept_O], 10_000, detector.GAIN_MIN)
+    assert np.array_equal(twice, both_O4[kept_O][telling]), "a plain picture has few objects"
     assert not {tuple(box) for box in twice} <= {tuple(box) for box in every[0][0]}
     assert len(scores) == len(twice)
 
@@ -146,18 +150,22 @@ def test_overlap_is_that_of_counted_pixels() -> None:
             assert found[i, j] == pytest.approx((grid[0] & grid[1]).sum() / (grid[0] | grid[1]).sum())
 
 
-@given(boxes, st.integers(1, 6))
-def test_each_next_box_adds_most(guesses: list[tuple[float, ...]], most: int) -> None:
+@given(boxes, st.integers(1, 6), st.sampled_from([0.0, 0.2, 0.7]))
+def test_each_next_box_adds_most(guesses: list[tuple[float, ...]], most: int, gain_min: float) -> None:
     box_O4 = np.array([(x, y, x + w, y + h) for x, y, w, h, _ in guesses], np.float32)
     score_O = np.array([one[-1] for one in guesses], np.float32)
-    chosen = detector.covering(box_O4, score_O, most).tolist()
+    chosen = detector.covering(box_O4, score_O, most, gain_min).tolist()
     assert len(set(chosen)) == len(chosen) <= most
+    total = 0.0
     for place, at in enumerate(chosen):
         before = chosen[:place]
         gains = [useful(box_O4, score_O, [*before, each]) for each in range(len(box_O4))]
         assert gains[at] == pytest.approx(max(gains), rel=1e-5)
+        assert gains[at] - total > gain_min - 1e-5
+        total = gains[at]
     if len(chosen) < most:
-        assert useful(box_O4, score_O, chosen) == pytest.approx(float(score_O.sum()), rel=1e-5)
+        others = [useful(box_O4, score_O, [*chosen, each]) for each in range(len(box_O4))]
+        assert max(others) - total <= gain_min + 1e-5, "one more would have been worth its place"
 
 
 def test_of_no_guesses_none_is_chosen() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -71,12 +72,34 @@ def test_no_question_without_a_donor_is_shown_one() -> None:
     ]
     strangers = [donors.Asked(donor=None, found=(found(1, rng.normal(6, 3)),)) for _ in range(60)]
     weights = donors.weights_of(spliced, strangers)
-    chance = splice.Chance.fitted(weights)
+    chance = splice.Chances.fitted(weights, weights)
     shown_min = donors.shown_min_of(strangers, chance)
     assert weights[1] > 0 and 0.5 < shown_min < 1
     said = donors.figures(spliced, strangers, chance, shown_min)
     assert said["false_donors"] == 0 and said["R@1"] > 0.9 and said["R@10"] == 1 and said["mask_iou"] == 0.5
     assert said["shown_right"] > 0.8 and said["shown_wrong"] < 0.05
+
+
+def test_what_was_looked_at_again_is_judged_by_what_was_seen_then() -> None:
+    """Strangers match as well as donors at first, and no longer when they are laid over the query."""
+    rng = np.random.default_rng(5)
+
+    def laid(row: int, score: float) -> splice.Donor:
+        return dataclasses.replace(found(row, rng.normal(18, 6)), laid=score)
+
+    spliced = [donors.Asked(donor=0, found=(laid(1, rng.normal(12, 3)), laid(0, rng.normal(50, 9)))) for _ in range(60)]
+    strangers = [donors.Asked(donor=None, found=(laid(1, rng.normal(12, 3)), found(2, 4.0))) for _ in range(60)]
+    weights = donors.weights_of(spliced, strangers), donors.laid_weights_of(spliced, strangers)
+    chances = splice.Chances.fitted(*weights)
+    shown_min = donors.shown_min_of(strangers, chances)
+    said = donors.figures(spliced, strangers, chances, shown_min)
+    assert said["R@1"] == 1 and said["shown_right"] > 0.9 and said["false_donors"] == 0
+    at_first = splice.Chances.fitted(weights[0], weights[0])
+    plain = [
+        dataclasses.replace(one, found=tuple(dataclasses.replace(each, laid=None) for each in one.found))
+        for one in spliced
+    ]
+    assert donors.figures(plain, strangers, at_first, shown_min)["R@1"] < 0.8
 
 
 def test_few_look_alikes_do_not_raise_the_threshold() -> None:
@@ -85,7 +108,8 @@ def test_few_look_alikes_do_not_raise_the_threshold() -> None:
     plain = [donors.Asked(donor=None, found=(found(1, rng.normal(6, 2)),)) for _ in range(400)]
     alike = [donors.Asked(donor=None, found=(found(1, 60.0),)) for _ in range(9)]
 
-    chance = splice.Chance.fitted(donors.weights_of(spliced, plain))
+    weights = donors.weights_of(spliced, plain)
+    chance = splice.Chances.fitted(weights, weights)
     few = [*plain, *alike[:4]]
     shown_min = donors.shown_min_of(few, chance)
     said = donors.figures(spliced, few, chance, shown_min)
@@ -96,7 +120,7 @@ def test_few_look_alikes_do_not_raise_the_threshold() -> None:
 def test_no_donor_that_was_found_is_without_hope() -> None:
     """Those that come behind the first eight set the bound; those before it are verified in any case."""
     rng = np.random.default_rng(7)
-    chance = splice.Chance(bias=-6.0, match=0.35, distance=-1.0)
+    chance = splice.Chances.fitted((-6.0, 0.35, -1.0), (-6.0, 0.35, -1.0))
     others = tuple(found(row, 5, -0.9) for row in range(1, splice.VERIFIED_FIRST + 1))
     late = [donors.Asked(donor=0, found=(found(0, 40, rng.uniform(-0.6, 0.1)), *others)) for _ in range(40)]
     early = [donors.Asked(donor=0, found=(found(0, 40, 0.8), found(1, 5, 0.9))) for _ in range(9)]
