@@ -15,7 +15,7 @@ pixels of the host's working copy, a flip included.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -118,7 +118,8 @@ def candidates(
         return []
     # BLAS threads that wait for each other cost eight times the CPU of one on products this small
     with _blas().limit(limits=1, user_api="blas"):
-        host = _Features.of(host_HWC)
+        # 90 ms, and many a region is too small or too flat to be matched with it
+        host = cache(lambda: _Features.of(host_HWC))
         found = [
             clone
             for box in np.asarray(box_N4, np.float64).reshape(-1, 4)[:REGIONS_MAX].tolist()
@@ -184,7 +185,7 @@ class _Region:
         self.here_HW = np.where(there_HW, outline.correlation(self.ours_HWC, here_HWC), 0)
         self.textured_HW = _contrast(self.ours_HWC) >= CONTRAST_STEPS_MIN
 
-    def best(self, host: _Features) -> Clone | None:
+    def best(self, host: Callable[[], _Features]) -> Clone | None:
         """The likelier of upright and mirrored; where no features agree, of the places that look like it as a whole."""
         found: list[Clone] = []
         for starts in (self._maps(host), self._placed()):
@@ -193,17 +194,19 @@ class _Region:
                 break
         return max(found, key=lambda one: one.probability, default=None)
 
-    def _maps(self, host: _Features) -> Iterator[tuple[Map33, int]]:
+    def _maps(self, host: Callable[[], _Features]) -> Iterator[tuple[Map33, int]]:
         """(map, matches that agree on it), of either view."""
         ours = _Features.of(self.ours_HWC, REGION_FEATURES_MAX)
         column_K, row_K = (ours.at_K2 - 0.5).round().astype(np.intp).T
         changed_K = self.here_HW[row_K, column_K] < ALIKE_MIN
         ours = _Features(ours.at_K2[changed_K], ours.descriptor_KF[changed_K])
+        if len(ours.at_K2) < MATCHES_MIN:
+            return
         query_from_window_33 = geometry.translation(self.window[0], self.window[1])
         ours = _Features(geometry.apply(query_from_window_33, ours.at_K2), ours.descriptor_KF)
         for mirrored in (False, True):
             view_33 = geometry.mirror(self.query_HWC.shape[1]) if mirrored else geometry.identity()
-            from_K2, to_K2 = self._matches(ours.mirrored() if mirrored else ours, host)
+            from_K2, to_K2 = self._matches(ours.mirrored() if mirrored else ours, host())
             found = _similarity(geometry.apply(view_33, from_K2), to_K2)
             if found is not None:
                 yield found[0] @ view_33, found[1]

@@ -46,7 +46,7 @@ STRANGERS_FITTED, STRANGERS = 120, 75
 photograph that nobody annotated."""
 FALSE_MAX = 0.01
 """Share of the fit's questions without a donor that may be shown one: some photographs share a thing."""
-LOST_MAX = 0.02
+LOST_MAX = 0.03
 """Of the donors that verification finds, so many may be given up for hits that need no verification."""
 SLACK = 0.02
 """Beyond the farthest of those: others are farther yet."""

@@ -66,7 +66,7 @@ def donor_of(there: geometry.Map33 | None, box: tuple[float, float, float, float
 
 
 def test_the_host_and_its_duplicates_are_no_donors() -> None:
-    kept = splice.shortlist([hit(4), hit(5), hit(2)], np.zeros((2, 1), np.float32), (2, 4))
+    kept = splice.shortlist([hit(4), hit(5), hit(2)], np.full((2, 1), 2.0, np.float32), (2, 4))
     assert [one.row for one in kept] == [5]
 
 
@@ -86,9 +86,11 @@ def test_the_shortlist_is_in_order_of_what_is_nearer_than_the_background(
     def off(one: ObjectHit) -> float:
         return splice.damped(one, hubness) + splice.PLACE_STEP * one.query_object
 
+    near = [one for one in hits if splice.damped(one, hubness) <= splice.NEARER_MAX]
     kept = splice.shortlist(hits[::-1], hubness, most=most)
-    assert kept == sorted(kept, key=lambda one: (off(one), one.image_id)) and len(kept) == min(most, len(hits))
-    assert all(off(one) <= min((off(other) for other in hits if other not in kept), default=math.inf) for one in kept)
+    assert kept == sorted(kept, key=lambda one: (off(one), one.image_id)) and len(kept) == min(most, len(near))
+    assert all(one in near for one in kept), "what is no nearer than the background is not looked at"
+    assert all(off(one) <= min((off(other) for other in near if other not in kept), default=math.inf) for one in kept)
 
 
 def test_hubness_is_the_mean_distance_of_the_nearest_ten() -> None:
@@ -104,15 +106,15 @@ def test_hubness_is_the_mean_distance_of_the_nearest_ten() -> None:
 
 def test_a_thing_like_everything_is_damped_below_a_rare_one() -> None:
     common, rare = hit(1, 0.5, query_object=0), hit(2, 0.8, query_object=1)
-    kept = splice.shortlist([common, rare], np.array([[0.5, 1.4]], np.float32))
+    kept = splice.shortlist([common, rare], np.array([[0.6, 1.4]], np.float32))
     assert [one.row for one in kept] == [2, 1]
 
 
-@pytest.mark.parametrize(("most", "left"), [(-1.0, 8), (1.25, 13), (9.0, 20)])
+@pytest.mark.parametrize(("most", "left"), [(-4.0, 10), (-0.75, 13), (9.0, 20)])
 def test_hits_without_hope_are_left_behind_the_first(most: float, left: int) -> None:
     """The others' pictures are not even asked for."""
     hits = [hit(row, row / 10) for row in range(20)]
-    kept = splice.shortlist(hits[::-1], np.zeros((2, 1), np.float32), damped_max=most)
+    kept = splice.shortlist(hits[::-1], np.full((2, 1), 2.0, np.float32), damped_max=most)
     assert [one.row for one in kept] == list(range(left))
 
 
@@ -246,6 +248,22 @@ def test_laid_over_the_query_a_donor_matches_better_than_any_stranger(scale: flo
     assert after < before
     others = [looked_at(nearly, box, query_HWC, texture(seed, *SIZE)) for seed in range(20, 26)]
     assert found.laid > 3 * max(one.laid or 0 for one in others)
+
+
+@pytest.mark.parametrize(("sure", "looks"), [(0.1, 1), (1e9, splice.LOOKS)])
+def test_a_sure_match_is_looked_at_once(monkeypatch: pytest.MonkeyPatch, sure: float, looks: int) -> None:
+    monkeypatch.setattr(splice, "LAID_SURE", sure)
+    query_HWC, donor_HWC, there, _ = pasted()
+    crops = list[NDArray[np.uint8]]()
+
+    def cells_of(rgb_HWC: NDArray[np.uint8], box: Sequence[float]) -> NDArray[np.int8]:
+        crops.append(rgb_HWC)
+        return patch_cells(rgb_HWC, box)
+
+    donor = dataclasses.replace(donor_of(there, (90.0, 85.0, 205.0, 160.0)), donor_box=(70.0, 40.0, 190.0, 130.0))
+    query = splice.Query(query_HWC, np.array([donor.query_box]), cells_of)
+    splice.look_again(query, donor, donor_HWC, cells_of=cells_of, chance=CHANCES.laid)
+    assert len(crops) == 2 * looks
 
 
 def test_boxes_that_do_not_meet_match_nothing() -> None:
