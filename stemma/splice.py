@@ -64,8 +64,8 @@ SCALE_MIN, SCALE_MAX = 0.25, 4.0
 CLONE_IOU_MAX = 0.3
 """Two places of the host that overlap by more are one place."""
 LAID_MAX, LAID_MIN = 3, 0.02
-"""Hits that are laid over the query, the likeliest, and the probability under which that is not worth its 30 ms a
-time: of 124 splices of which the donor is then shown none is lost, and of pictures without a donor half have such a hit."""
+"""Hits that are laid over the query, the likeliest, and the probability under which that is not worth its 25 ms a time:
+of 124 splices whose donor is then shown none is lost, and of pictures without a donor half have such a hit."""
 LOOKS, LAID_SURE = 2, 60.0
 """Times that a hit is laid over the query, each time by the map that the one before has found, and the match from which
 on once is enough: no stranger of 427 came near it but the same stop sign."""

@@ -48,8 +48,8 @@ CLOSER = 20 / 13
 """How much larger a picture is seen at a second look, when it is stored: 640 px for the starter. A second look finds
 small things, of which there are many where there are any (docs/training.md)."""
 GAIN_MIN = 0.2
-"""Of a box that is stored, in guesses near it and near no box before, weighed by their scores. Of 780 photographs one in
-twenty has five boxes or fewer, one in ten 26 or more; sixteen of each cover fewer objects (docs/decisions/0006)."""
+"""Of a box that is stored, in guesses near it and near no box before, weighed by their scores. Of 780 photographs one
+in twenty has five boxes or fewer, one in ten 26 or more; sixteen of each cover fewer objects (docs/decisions/0006)."""
 PAPER_SIDE_PX = 1024
 """Longest side (OE-SIR 4.1)."""
 GRID = ((0.72, 2), (0.5, 3), (0.34, 3))
