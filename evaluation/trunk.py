@@ -44,8 +44,8 @@ def trunk_map(settings: Settings) -> MapOf:
 
 
 def describer(settings: Settings) -> Describer:
-    """Detector and embedding of up to 16 objects."""
-    return Describer(*_objects(settings), most=OBJECTS)
+    """Detector and embedding of as many objects as are compared."""
+    return Describer(*_objects(settings))
 
 
 def boxed(settings: Settings) -> Callable[[Bytes3], Described]:
