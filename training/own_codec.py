@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from stemma.catalog import Catalog
 from stemma.errors import BadRequest, Conflict
-from stemma.flow import EMBEDDING_DIM, OBJECT_DIM, OBJECTS_MAX
+from stemma.flow import EMBEDDING_DIM, OBJECT_DIM, OBJECTS_MEAN
 from stemma.index.codec import Codec
 from stemma.networks.weights import CODEC_FOLDER, card
 
@@ -37,13 +37,15 @@ def train_own_codec(
     with Catalog.open(url) as catalog:
         snapshot = catalog.snapshot()
         row_R = snapshot.row_R[snapshot.live()]
-        most = SAMPLE_MAX // (OBJECTS_MAX + 1 if kind == "objects" else 1)
+        most = SAMPLE_MAX // (OBJECTS_MEAN + 1 if kind == "objects" else 1)
         sample_S = row_R[np.linspace(0, len(row_R) - 1, min(len(row_R), most)).astype(np.int64)]
         parts = [
             _embeddings(catalog, sample_S[start : start + READ_ROWS], kind)
             for start in range(0, len(sample_S), READ_ROWS)
         ]
     vectors_SD = np.concatenate([np.empty((0, EMBEDDING_DIM), np.int8), *parts])
+    # crowded pictures have more objects than the mean
+    vectors_SD = vectors_SD[np.linspace(0, len(vectors_SD) - 1, min(len(vectors_SD), SAMPLE_MAX)).astype(np.int64)]
     codec = Codec.train(kind, vectors_SD, seed=seed, scale=scale)
     codec.save(folder)
     return codec
