@@ -271,3 +271,5 @@ class Judged:
     """Of the alignment, -1 to 1."""
     grid_RC: Float
     """DIC's own 7 x 7 map, divided by its maximum, bicubic (docs/papers.md 1.3); for the paper's tables."""
+    explained: float = 1.0
+    """Share of the query's texture that the original explains, 0 to 1 (``alignment.explained``)."""

@@ -157,8 +157,7 @@ async def answer(image: bytes, ask: Ask, engine: Engine, *, query_id: str | None
     if not encoded.featureless:
         found = await _compare(pixels, found, compared, plan, engine, stages)
     decision = verdict.decide(found.hits, compared, encoded, engine.rules)
-    traced = await _trace(pixels, found, compared, decision, plan, engine, stages)
-    decision = verdict.traced(decision, traced.traces)
+    decision, traced = await _traced(pixels, found, compared, decision, plan, engine, stages)
     return await _conclude(query_id, decision, found, compared, pixels, traced, plan, engine, stages)
 
 
@@ -184,6 +183,28 @@ async def _compare(
     except TimeoutError:
         found = replace(found, notes=(*found.notes, f"{UNREACHABLE} in time; give more deadline_ms"))
     return replace(found, hits=verdict.rerank(found.hits, compared, engine.rules))
+
+
+async def _traced(
+    pixels: Pixels,
+    found: Found,
+    compared: Mapping[int, Judged],
+    decision: Decision,
+    plan: Plan,
+    engine: Engine,
+    stages: Stages,
+) -> tuple[Decision, Traced]:
+    """The donors, and what they make of the decision. An original that may be but a donor is first looked for as one.
+
+    A thing as large as half of the picture makes its donor look like the original, heavily edited.
+    """
+    if verdict.perhaps_a_piece(decision, compared):
+        without = verdict.without_original(decision)
+        traced = await _trace(pixels, replace(found, hits=()), {}, without, plan, engine, stages)
+        if verdict.is_a_piece(decision, traced.traces):
+            return verdict.traced(without, traced.traces), traced
+    traced = await _trace(pixels, found, compared, decision, plan, engine, stages)
+    return verdict.traced(decision, traced.traces), traced
 
 
 async def _trace(

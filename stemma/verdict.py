@@ -23,6 +23,9 @@ NOT_COMPARED = "the original was found but not compared, so what was changed in 
 FEATURELESS = "the picture has nothing in it to recognise, so no answer can be trusted"
 CLOSE = "the evidence for benign and for manipulated is too even to choose"
 ALIGNED_MIN = AlignmentSettings().enough
+PIECE_EXPLAINED_MAX, PIECE_MATCH_MAX = 0.5, 42.0
+"""Share of a picture that its original explains, and their match, under both of which it may have given no more than a
+piece (docs/decisions/0007)."""
 DIGITS = 4
 """Digits of a probability that is sent: a heatmap of 56 x 42 then takes 15 kB."""
 
@@ -135,6 +138,8 @@ class Trace(Protocol):
     """What a verdict asks of a donor."""
 
     @property
+    def row(self) -> int: ...
+    @property
     def probability(self) -> float: ...
     @property
     def shown(self) -> bool: ...
@@ -152,6 +157,26 @@ def traced(decision: Decision, traces: Sequence[Trace]) -> Decision:
         return Decision(verdict="spliced", confidence=max(sure), notes=decision.notes)
     likeliest = max((one.probability for one in traces if not one.clone), default=0.0)
     return replace(decision, confidence=decision.confidence * (1.0 - likeliest))
+
+
+def perhaps_a_piece(decision: Decision, compared: Compared) -> bool:
+    """Whether the original that was found may be a donor: it explains less than half of the picture, and few cells
+    match. A true original that was edited agrees with whatever is left of it, one under heavy noise in many cells."""
+    hit = decision.original
+    if hit is None or decision.verdict not in ("manipulated", "inconclusive") or hit.row not in compared:
+        return False
+    return (hit.match or 0.0) < PIECE_MATCH_MAX and compared[hit.row].explained < PIECE_EXPLAINED_MAX
+
+
+def without_original(decision: Decision) -> Decision:
+    """As if no original had been found: what the search for donors then finds may show that one gave but a piece."""
+    return Decision(verdict="unknown", confidence=1.0 - decision.confidence, notes=decision.notes)
+
+
+def is_a_piece(decision: Decision, traces: Sequence[Trace]) -> bool:
+    """Whether the original is among the donors that are shown."""
+    hit = decision.original
+    return hit is not None and any(one.shown and one.row == hit.row for one in traces)
 
 
 def probabilities(judged: Judged) -> Probabilities:

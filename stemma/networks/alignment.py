@@ -15,6 +15,7 @@ Shape letters: H, W rows and columns; C channels; N points.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -202,6 +203,43 @@ def to_square(transform_33: Map33, query_size: geometry.Size, original_size: geo
     out = geometry.scaling(side_px / original_size[0], side_px / original_size[1]) @ transform_33
     out = out @ geometry.scaling(query_size[0] / side_px, query_size[1] / side_px)
     return np.asarray(out / out[2, 2], np.float64)
+
+
+def explained(
+    query_HWC: Picture, original_HWC: Picture, transform_33: Map33, settings: AlignmentSettings | None = None
+) -> float:
+    """Share of the query's texture that the original explains, 0 to 1; where the query has none, 1.
+
+    Local correlation of the query with the original laid under it (``transform_33``, pixels to pixels), where it is
+    positive, over all windows of the query in which there is anything to correlate: those outside the original too, but
+    for those on its edge. Both uint8 RGB [H, W, 3].
+    """
+    settings = settings or AlignmentSettings()
+    height, width = query_HWC.shape[:2]
+    scale = settings.side_px / max(height, width)
+    size = max(1, round(scale * width)), max(1, round(scale * height))
+    original_from_small_33 = transform_33 @ geometry.scaling(width / size[0], height / size[1])
+    shrink = math.sqrt(abs(float(np.linalg.det(original_from_small_33[:2, :2]))))
+    # what the map leaves out must be gone before it is sampled, as it is from the query
+    smooth_HWC = cv2.GaussianBlur(original_HWC, (0, 0), shrink / 2) if shrink > 1 else original_HWC
+    flags = cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR
+    laid_HW, inside_HW = (
+        cv2.warpPerspective(one, _BACK @ original_from_small_33 @ _HALF, size, flags=flags)
+        for one in (
+            cv2.cvtColor(smooth_HWC, cv2.COLOR_RGB2GRAY).astype(np.float32),
+            np.ones(original_HWC.shape[:2], np.float32),
+        )
+    )
+    ours_HW = cv2.cvtColor(geometry.resize(query_HWC, size), cv2.COLOR_RGB2GRAY).astype(np.float32)
+    sigma_px = settings.ecc_sigma_px * settings.side_px / 256
+    one, other = (cv2.GaussianBlur(grey, (0, 0), sigma_px) for grey in (ours_HW, laid_HW))
+    (mean_a, var_a), (mean_b, var_b) = (_moments(grey, settings.window_px) for grey in (one, other))
+    covariance = _box(one * other, settings.window_px) - mean_a * mean_b
+    local = covariance / np.sqrt(np.maximum(var_a * var_b, settings.contrast_min**4 / 16))
+    kernel = np.ones((settings.window_px, settings.window_px), np.uint8)
+    within, beyond = (cv2.erode(side.astype(np.uint8), kernel) > 0 for side in (inside_HW > 0.5, inside_HW <= 0.5))
+    counted = (var_a > settings.contrast_min**2) & (within | beyond)
+    return float((np.clip(local, 0, 1) * within)[counted].mean()) if counted.any() else 1.0
 
 
 class _Pair:

@@ -20,7 +20,7 @@ from stemma.config import ComparatorSettings
 from stemma.errors import BadRequest, Corrupt
 from stemma.flow import Float, Judged, Pairing
 from stemma.networks import comparator, explain, raft, weights
-from stemma.networks.alignment import Aligner, Alignment, FlowOf, coarse, lay, to_square
+from stemma.networks.alignment import Aligner, Alignment, FlowOf, coarse, explained, lay, to_square
 from stemma.networks.comparator import Compared, StarterComparator
 from stemma.networks.weights import ComparatorCard
 from stemma.vision import geometry
@@ -49,6 +49,7 @@ class _Laid:
     transform_33: Map33
     query_size: geometry.Size
     original_size: geometry.Size
+    explained: float
 
 
 class Comparator:
@@ -103,7 +104,8 @@ class Comparator:
             square_33 = to_square(transform_33, *sizes, side)
         laid_HWC, valid_HW = lay(query_HWC, square_33, side)
         small_HWC = geometry.resize(original_HWC, (side, side))
-        return _Laid(laid_HWC, small_HWC, valid_HW, alignment, transform_33, *sizes)
+        share = explained(query_HWC, original_HWC, transform_33)
+        return _Laid(laid_HWC, small_HWC, valid_HW, alignment, transform_33, *sizes, share)
 
     def _judge(self, laid: Sequence[_Laid]) -> list[Judged]:
         query_B3HW, original_B3HW = (
@@ -146,6 +148,7 @@ def _judged(laid: _Laid, logits_3: list[float], chances_3: Float, map_HW: Float,
         mirrored=laid.alignment.mirrored,
         correlation=laid.alignment.correlation,
         grid_RC=grid_RC,
+        explained=laid.explained,
     )
 
 

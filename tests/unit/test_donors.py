@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from stemma import donors
+from stemma import donors, verdict
 from stemma.api import Answer, Ask
 from stemma.clones import Clone
 from stemma.config import load
@@ -56,6 +56,7 @@ class House:
     """Row -> probability that the finder gives it."""
     copies: tuple[Clone, ...] = ()
     said: tuple[float, float, float] = MANIPULATED
+    explained: float = 1.0
     changed: tuple[slice, slice] = np.s_[10:20, 14:42]
     """Of the heatmap, 37 x 56."""
     mask: tuple[tuple[int, int, int, int], NDArray[np.uint8]] | None = None
@@ -110,6 +111,7 @@ class House:
             mirrored=False,
             correlation=0.9,
             grid_RC=heatmap_RC,
+            explained=self.explained,
         )
         return [one for _ in pairings]
 
@@ -234,16 +236,60 @@ def test_what_the_comparator_tells_apart_may_be_a_donor() -> None:
     assert (result.verdict, [one.image_id for one in result.donors]) == ("spliced", ["001"])
 
 
+LOOSE: dict[str, Any] = {"hits": (_hit(1, 25.0), _hit(2, 12.0)), "explained": 0.3}
+"""An original of which little is there."""
+
+
+def test_an_original_that_gave_but_a_piece_is_a_donor() -> None:
+    """A thing as large as half of the picture makes its donor look like the original, heavily edited."""
+    house = House(**LOOSE, given={1: 0.9, 5: 0.2})
+    result = ask(house)
+    assert (result.verdict, result.confidence, result.original) == ("spliced", 0.9, None)
+    assert [(one.image_id, one.shown) for one in result.donors] == [("001", True), ("005", False)]
+    assert result.candidates[0].probabilities is not None
+    assert house.regions is None
+    assert house.calls == ["describe", "search objects", "verify"]
+
+
+@pytest.mark.parametrize("seen", [0.2, None], ids=["too unlikely to be shown", "never found"])
+def test_an_original_that_is_no_donor_stays_the_original(seen: float | None) -> None:
+    house = House(**LOOSE, given={5: 0.9} | ({} if seen is None else {1: seen}))
+    result = ask(house)
+    usual = ask(replace(house, explained=1.0, calls=[]))
+    assert (result.verdict, result.confidence, result.donors) == ("manipulated", usual.confidence, usual.donors)
+    assert result.original is not None
+    assert result.original.image_id == "001"
+    assert house.query is not None
+    assert house.query.exclude == (1, 2)
+
+
+@given(st.floats(MATCH, 200), st.floats(0, 1))
+def test_only_an_original_that_explains_little_may_be_a_piece(match: float, explained: float) -> None:
+    result = ask(House(hits=(_hit(1, match),), explained=explained, given={1: 0.9}))
+    little = match < verdict.PIECE_MATCH_MAX and explained < verdict.PIECE_EXPLAINED_MAX
+    assert result.verdict == ("spliced" if little else "manipulated")
+
+
 @pytest.mark.parametrize(
     ("house", "parameters"),
     [
+        (House(**LOOSE, given={1: 0.9}), {"donors": 0}),
+        (House(**LOOSE, said=BENIGN, given={1: 0.9}), {}),
         (House(**STRANGER, given={5: 0.9}), {"donors": 0}),
         (House(**CHANGED, said=BENIGN, given={5: 0.9}), {}),
         (House(**CHANGED, changed=np.s_[:0, :0], given={5: 0.9}), {}),
         (House(**CHANGED, given={5: 0.9}), {"rerank": 0}),
         (House(**STRANGER, featureless=True, given={5: 0.9}), {}),
     ],
-    ids=["not asked for", "benign", "nothing changed", "not compared", "featureless"],
+    ids=[
+        "piece, not asked for",
+        "piece, benign",
+        "not asked for",
+        "benign",
+        "nothing changed",
+        "not compared",
+        "featureless",
+    ],
 )
 def test_no_donors_are_searched_for(house: House, parameters: dict[str, Any]) -> None:
     result = ask(house, **parameters)

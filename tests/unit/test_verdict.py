@@ -194,6 +194,7 @@ class Trace:
     probability: float
     shown: bool
     clone: bool
+    row: int = 0
 
 
 traces = st.lists(st.builds(Trace, st.floats(0, 1), st.booleans(), st.booleans()), max_size=6)

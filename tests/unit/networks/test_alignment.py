@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stemma.networks import raft
-from stemma.networks.alignment import Aligner, AlignmentSettings, coarse, fit_flow, lay, to_square
+from stemma.networks.alignment import (
+    Aligner,
+    AlignmentSettings,
+    coarse,
+    explained,
+    fit_flow,
+    lay,
+    to_square,
+)
 from stemma.vision import geometry
 
 WIDTH, HEIGHT = 320, 240
@@ -239,3 +247,41 @@ def test_raft_comes_in_both_sizes_as_published() -> None:
             flow = raft.DenseFlow(size)  # type: ignore[arg-type]
         assert sum(p.numel() for p in flow.parameters()) == parameters
         assert flow.updates == 12
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 50),
+    shown=st.floats(0, 1),
+    scale=st.floats(0.6, 1.6),
+    gain=st.floats(0.6, 1.4),
+    mirrored=st.booleans(),
+)
+def test_an_original_explains_the_share_of_the_picture_that_it_gave(
+    seed: int, shown: float, scale: float, gain: float, mirrored: bool
+) -> None:
+    """The left part shows the original, enlarged or not, under another light; the rest another scene."""
+    original = scene(seed)
+    true_33 = geometry.scaling(1 / scale, 1 / scale)
+    if mirrored:
+        true_33 = geometry.mirror(WIDTH) @ true_33
+    query = np.clip(geometry.warp(original, true_33, (WIDTH, HEIGHT)) * gain, 0, 255).astype(np.uint8)
+    given_share = min(shown, scale) if not mirrored else min(shown, 1.0)
+    other = scene(seed + 100)
+    edge = round(given_share * WIDTH)
+    query[:, edge:] = other[:, edge:]
+    query[round(min(scale, 1.0) * HEIGHT) :] = other[round(min(scale, 1.0) * HEIGHT) :]
+    share = edge / WIDTH * min(scale, 1.0)
+    # strangers correlate here and there
+    assert share - 0.15 < explained(query, original, true_33) < share + 0.35
+
+
+def test_a_flat_border_is_not_held_against_an_original() -> None:
+    original = scene(3)
+    query = cv2.copyMakeBorder(original, 80, 80, 80, 80, cv2.BORDER_CONSTANT, value=(9, 9, 9))
+    there_33 = geometry.translation(-80, -80)
+    busy = scene(4, WIDTH + 160, HEIGHT + 160)
+    busy[80:-80, 80:-80] = original
+    assert explained(query, original, there_33) > 0.85
+    assert explained(busy, original, there_33) < 0.5
+    assert explained(np.full_like(query, 90), original, there_33) == 1.0
