@@ -42,8 +42,8 @@ OTHER_OBJECTS = (
 COVERED_MIN = 0.5
 """Share of a changed region that a copy within the host must cover, for it to be searched for no further."""
 VERIFIED_PER_OBJECT = 4
-"""Fewer hits are verified of few regions: what gave one of them is among its nearest, or far off. Of 199 splices whose box
-is known to a twelfth of its sides the donor is among four in .804, among six in .809, among twenty in .814."""
+"""Fewer hits are verified of few regions: what gave one of them is among its nearest, or far off. Of 199 splices whose
+box is known to a twelfth of its sides the donor is among four in .804, among six in .809, among twenty in .814."""
 DIGITS = 4
 """Digits of a probability that is sent."""
 MASK_LEVEL = 127
