@@ -118,7 +118,7 @@ class House:
     async def describe(self, pixels: Pixels, box_O4: Any) -> Described:
         self.calls.append("describe")
         self.regions = box_O4
-        some_O4 = np.array([[0, 0, 50, 50]] * 4, np.float32) if box_O4 is None else box_O4
+        some_O4 = np.array([[0, 0, 50, 50]] * 5, np.float32) if box_O4 is None else box_O4
         return Described(
             box_O4=some_O4,
             embedding_VOD=np.ones((2, len(some_O4), OBJECT_DIM), np.int8),

@@ -110,7 +110,7 @@ def test_a_thing_like_everything_is_damped_below_a_rare_one() -> None:
     assert [one.row for one in kept] == [2, 1]
 
 
-@pytest.mark.parametrize(("most", "left"), [(-4.0, 10), (-0.75, 13), (9.0, 20)])
+@pytest.mark.parametrize(("most", "left"), [(-4.0, splice.VERIFIED_FIRST), (-0.55, 15), (9.0, 20)])
 def test_hits_without_hope_are_left_behind_the_first(most: float, left: int) -> None:
     """The others' pictures are not even asked for."""
     hits = [hit(row, row / 10) for row in range(20)]
@@ -250,8 +250,11 @@ def test_laid_over_the_query_a_donor_matches_better_than_any_stranger(scale: flo
     assert found.laid > 3 * max(one.laid or 0 for one in others)
 
 
-@pytest.mark.parametrize(("sure", "looks"), [(0.1, 1), (1e9, splice.LOOKS)])
-def test_a_sure_match_is_looked_at_once(monkeypatch: pytest.MonkeyPatch, sure: float, looks: int) -> None:
+@pytest.mark.parametrize(("again", "sure", "looks"), [(0.0, 0.1, 1), (1e9, 1e9, 1), (0.0, 1e9, splice.LOOKS)])
+def test_a_match_that_is_sure_or_hopeless_is_looked_at_once(
+    monkeypatch: pytest.MonkeyPatch, again: float, sure: float, looks: int
+) -> None:
+    monkeypatch.setattr(splice, "LAID_AGAIN_MIN", again)
     monkeypatch.setattr(splice, "LAID_SURE", sure)
     query_HWC, donor_HWC, there, _ = pasted()
     crops = list[NDArray[np.uint8]]()
