@@ -266,12 +266,11 @@ def test_an_original_explains_the_share_of_the_picture_that_it_gave(
     if mirrored:
         true_33 = geometry.mirror(WIDTH) @ true_33
     query = np.clip(geometry.warp(original, true_33, (WIDTH, HEIGHT)) * gain, 0, 255).astype(np.uint8)
-    given_share = min(shown, scale) if not mirrored else min(shown, 1.0)
-    other = scene(seed + 100)
-    edge = round(given_share * WIDTH)
-    query[:, edge:] = other[:, edge:]
-    query[round(min(scale, 1.0) * HEIGHT) :] = other[round(min(scale, 1.0) * HEIGHT) :]
-    share = edge / WIDTH * min(scale, 1.0)
+    # what lies beyond the original is another scene too, wherever it ends
+    other, across, down = scene(seed + 100), min(shown, scale, 1.0), min(scale, 1.0)
+    query[:, round(across * WIDTH) :] = other[:, round(across * WIDTH) :]
+    query[round(down * HEIGHT) :] = other[round(down * HEIGHT) :]
+    share = across * down
     # strangers correlate here and there
     assert share - 0.15 < explained(query, original, true_33) < share + 0.35
 
