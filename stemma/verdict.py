@@ -165,7 +165,11 @@ def perhaps_a_piece(decision: Decision, compared: Compared) -> bool:
     hit = decision.original
     if hit is None or decision.verdict not in ("manipulated", "inconclusive") or hit.row not in compared:
         return False
-    return (hit.match or 0.0) < PIECE_MATCH_MAX and compared[hit.row].explained < PIECE_EXPLAINED_MAX
+    return explains_little(hit.match or 0.0, compared[hit.row].explained)
+
+
+def explains_little(match: float, explained: float) -> bool:
+    return match < PIECE_MATCH_MAX and explained < PIECE_EXPLAINED_MAX
 
 
 def without_original(decision: Decision) -> Decision:

@@ -21,7 +21,7 @@ import torch
 
 from stemma import verdict
 from stemma.config import ComparatorSettings, EncoderSettings
-from stemma.flow import Encoded, Pairing, Pixels
+from stemma.flow import Pairing, Pixels
 from stemma.networks import matching
 from stemma.networks import weights as weights_files
 from stemma.networks.comparing import Comparator
@@ -55,7 +55,7 @@ class Seen:
     @property
     def little(self) -> bool:
         """So little agrees that the original is looked for as a donor."""
-        return self.match < verdict.PIECE_MATCH_MAX and self.explained < verdict.PIECE_EXPLAINED_MAX
+        return verdict.explains_little(self.match, self.explained)
 
 
 class Pairs:
@@ -70,7 +70,8 @@ class Pairs:
         """None: it does not pass for the original, or not for a changed one."""
         query_HWC = views.at_working_size(benign.jpeg_round_trip(query_HWC, QUALITY))
         original_HWC = views.at_working_size(original_HWC)
-        ours, theirs = self._encoded(query_HWC, mirrored=True), self._encoded(original_HWC, mirrored=False)
+        ours = self._encoder.encode(query_HWC, mirrored=True)
+        theirs = self._encoder.encode(original_HWC, mirrored=False)
         assert ours.cells_VNF is not None
         assert theirs.cells_VNF is not None
         found = matching.match(ours.cells_VNF, theirs.cells_VNF)[0]
@@ -83,9 +84,6 @@ class Pairs:
         if judged.distinct >= self._rules.comparator.distinct_min or self._rules.verdict(judged) == "benign":
             return None
         return Seen(whole=whole, area=area, match=found.score, explained=judged.explained)
-
-    def _encoded(self, rgb_HWC: Picture, *, mirrored: bool) -> Encoded:
-        return self._encoder.encode(rgb_HWC, mirrored=mirrored)
 
 
 def rendered(data: Path) -> Iterator[tuple[bool, Picture, Picture, float]]:
